@@ -1,0 +1,1 @@
+"""The broker: owns a model, hands out tasks, folds updates into versions."""

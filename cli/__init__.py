@@ -1,0 +1,1 @@
+"""The `fedmq` command: the only room that knows both sides."""
