@@ -1,0 +1,137 @@
+"""The encodings of an update: their names, and the size in bytes of what they hold.
+
+An encoding says how a flat vector of float32 numbers is written as a *payload*, on the wire and on disk. All
+are little-endian:
+
+========  ==========================================================================  ===================
+encoding  bytes                                                                       bytes for n values
+========  ==========================================================================  ===================
+``f32``   IEEE 754 single                                                             4 n
+``f16``   IEEE 754 half                                                               2 n
+``bf16``  the upper half of a single                                                  2 n
+``i8``    blocks of 1024 values (the last one shorter): a float32 scale, then int8s   n + 4 ⌈n / 1024⌉
+========  ==========================================================================  ===================
+
+Rules
+-----
+- A size and an encoding give n, and n and an encoding give the size: no payload needs a header.
+- Nothing here reads or writes values; that is `fedmq.fedcore.kernels.encode` and `decode`.
+"""
+
+from typing import Final, Literal, TypeGuard, get_args
+
+__all__ = [
+    "BLOCK_I8",
+    "ENCODINGS",
+    "SCALE_BYTES",
+    "Encoding",
+    "check_size",
+    "element_count",
+    "is_encoding",
+    "payload_size",
+]
+
+Encoding = Literal["f32", "f16", "bf16", "i8"]
+
+ENCODINGS: Final[tuple[Encoding, ...]] = get_args(Encoding)
+"""All encodings, the most exact first."""
+
+BLOCK_I8: Final = 1024
+"""How many values of an ``i8`` payload share a scale."""
+
+SCALE_BYTES: Final = 4
+"""The bytes of a scale, a float32 ahead of its block."""
+
+_WIDTH: Final[dict[str, int]] = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+def is_encoding(name: object) -> TypeGuard[Encoding]:
+    """Whether `name` is one of `ENCODINGS`."""
+    return isinstance(name, str) and name in ENCODINGS
+
+
+def payload_size(encoding: str, n: int) -> int:
+    """Return the size in bytes of `n` encoded values.
+
+    Parameters
+    ----------
+    encoding : str
+        One of `ENCODINGS`.
+    n : int
+        A number of values, 0 or more.
+
+    Raises
+    ------
+    ValueError
+        If the encoding is unknown or `n` is negative.
+
+    Examples
+    --------
+    >>> [payload_size(encoding, 1025) for encoding in ENCODINGS]
+    [4100, 2050, 2050, 1033]
+    """
+    if n < 0:
+        raise ValueError(f"n must be 0 or more, not {n}")
+    width = _WIDTH.get(encoding)
+    if width is not None:
+        return width * n
+    if encoding == "i8":
+        return n + SCALE_BYTES * -(-n // BLOCK_I8)
+    raise _unknown(encoding)
+
+
+def element_count(encoding: str, size_bytes: int) -> int:
+    """Return how many values a payload of `size_bytes` holds; the inverse of `payload_size`.
+
+    Raises
+    ------
+    ValueError
+        If the encoding is unknown, or no number of values has this size.
+
+    Examples
+    --------
+    >>> element_count("i8", 1033)
+    1025
+    """
+    width = _WIDTH.get(encoding)
+    if width is not None:
+        if size_bytes >= 0 and size_bytes % width == 0:
+            return size_bytes // width
+        raise ValueError(f"a payload of encoding {encoding} is a multiple of {width} bytes, not {size_bytes}")
+    if encoding == "i8":
+        blocks, rest = divmod(size_bytes, BLOCK_I8 + SCALE_BYTES)
+        if size_bytes >= 0 and (rest == 0 or rest > SCALE_BYTES):
+            return blocks * BLOCK_I8 + max(rest - SCALE_BYTES, 0)
+        raise ValueError(
+            f"a payload of encoding i8 is made of blocks of {SCALE_BYTES} bytes and up to {BLOCK_I8} values; "
+            f"{size_bytes} bytes end inside a scale"
+        )
+    raise _unknown(encoding)
+
+
+def check_size(encoding: str, n: int, size_bytes: int, name: str = "payload") -> None:
+    """Raise unless `size_bytes` is the size of `n` values in this encoding.
+
+    Parameters
+    ----------
+    encoding : str
+        One of `ENCODINGS`.
+    n : int
+        The number of values that is expected, 0 or more.
+    size_bytes : int
+        The size that came.
+    name : str
+        What the error message calls the thing that has this size.
+
+    Raises
+    ------
+    ValueError
+        If the encoding is unknown or the size is another one.
+    """
+    expected = payload_size(encoding, n)
+    if size_bytes != expected:
+        raise ValueError(f"{name} must be {expected} bytes ({n} values as {encoding}), not {size_bytes}")
+
+
+def _unknown(encoding: object) -> ValueError:
+    return ValueError(f"encoding must be one of {', '.join(ENCODINGS)}, not {encoding!r}")

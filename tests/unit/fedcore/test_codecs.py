@@ -1,0 +1,68 @@
+"""The contract of `fedmq.fedcore.codecs`: names and sizes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmq.fedcore import codecs
+
+lengths = st.integers(0, 5000) | st.integers(0, 2**40)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sizes"),
+    [
+        ("f32", {0: 0, 1: 4, 1024: 4096, 1025: 4100}),
+        ("f16", {0: 0, 1: 2, 1024: 2048, 1025: 2050}),
+        ("bf16", {0: 0, 1: 2, 1024: 2048, 1025: 2050}),
+        ("i8", {0: 0, 1: 5, 1023: 1027, 1024: 1028, 1025: 1033, 2048: 2056}),
+    ],
+)
+def test_sizes_are_those_of_the_table(encoding: str, sizes: dict[int, int]) -> None:
+    """Known numbers of values have known sizes, at the edges of i8's blocks too."""
+    assert {n: codecs.payload_size(encoding, n) for n in sizes} == sizes
+
+
+@given(st.sampled_from(codecs.ENCODINGS), lengths)
+def test_a_size_gives_back_the_number_of_values(encoding: str, n: int) -> None:
+    """element_count inverts payload_size."""
+    assert codecs.element_count(encoding, codecs.payload_size(encoding, n)) == n
+
+
+@given(st.sampled_from(codecs.ENCODINGS), st.integers(-3, 10_000))
+def test_a_size_is_refused_just_when_nothing_has_it(encoding: str, size: int) -> None:
+    """element_count accepts exactly the sizes that payload_size gives."""
+    possible = {codecs.payload_size(encoding, n) for n in range(max(size, 0) + 1)}
+    if size in possible:
+        assert codecs.payload_size(encoding, codecs.element_count(encoding, size)) == size
+    else:
+        with pytest.raises(ValueError, match=f"{encoding}.*{size}"):
+            codecs.element_count(encoding, size)
+
+
+def test_an_unknown_encoding_is_answered_with_the_known_ones() -> None:
+    """The message says what may be used."""
+    message = "encoding must be one of f32, f16, bf16, i8, not 'f64'"
+    with pytest.raises(ValueError, match=message):
+        codecs.payload_size("f64", 3)
+    with pytest.raises(ValueError, match=message):
+        codecs.element_count("f64", 24)
+
+
+def test_a_negative_number_of_values_is_refused() -> None:
+    """There are no fewer than 0 values."""
+    with pytest.raises(ValueError, match="n must be 0 or more, not -1"):
+        codecs.payload_size("f32", -1)
+
+
+def test_check_size_passes_the_right_size_and_names_a_wrong_one() -> None:
+    """The message names the thing, what was expected and what came."""
+    codecs.check_size("i8", 1025, 1033)
+    with pytest.raises(ValueError, match=r"OFFER\.size must be 1033 bytes \(1025 values as i8\), not 1032"):
+        codecs.check_size("i8", 1025, 1032, "OFFER.size")
+
+
+def test_only_strings_of_the_list_are_encodings() -> None:
+    """is_encoding is safe to ask about anything that came over a wire."""
+    assert all(codecs.is_encoding(name) for name in codecs.ENCODINGS)
+    assert not any(codecs.is_encoding(thing) for thing in ("F32", "", None, 4, b"f32", ["f32"]))
