@@ -13,8 +13,9 @@ anything else is a defect and shows a traceback.
     ├── ProtocolError        bytes from a peer break the wire protocol
     ├── StateError           a state folder is locked, damaged, of another time or full
     ├── ConnectError         the other side cannot be reached, or refuses us
-    └── PrivacyError         a request would break the privacy that was promised
-        └── BudgetExhausted  there is no privacy budget left to spend
+    ├── PrivacyError         a request would break the privacy that was promised
+    │   └── BudgetExhausted  there is no privacy budget left to spend
+    └── ProcessError         a process that fedmq had started ended before its time
 """
 
 
@@ -86,3 +87,9 @@ class PrivacyError(FedmqError):
 
 class BudgetExhausted(PrivacyError):
     """There is no privacy budget left for what was asked."""
+
+
+class ProcessError(FedmqError):
+    """A process that fedmq had started, a worker of the demo for example, ended before its time."""
+
+    exit_code = 9

@@ -1,0 +1,208 @@
+"""The outbox: a result is there whole or not at all, whenever its process dies."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from fedmq.fedcore.errors import StateError
+from fedmq.worker import outbox as outbox_module
+from fedmq.worker.entry import Entry
+from fedmq.worker.outbox import Outbox
+
+
+def an_entry(name: str = "t", kind: str = "fit") -> Entry:
+    return Entry(
+        task=name.encode(),
+        kind=kind,  # type: ignore[arg-type]
+        federation="fed",
+        base=3,
+        examples=10,
+        metrics={"loss": 0.5},
+        layout=b"layout",
+        encoding="f32",
+    )
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 65536, 65537, 300_000])
+def test_what_is_put_is_there_after_a_restart(tmp_path: Path, size: int, fsync: bool) -> None:
+    """Entry and bytes, with size and digest counted; by another process as well."""
+    data = os.urandom(size)
+    entry = Outbox(tmp_path, fsync=fsync).put(an_entry(), [data[:1000], memoryview(data)[1000:]])
+    assert (entry.size, entry.digest) == (size, xxhash.xxh3_128_digest(data))
+    again = Outbox(tmp_path)
+    assert again.load() == [entry]
+    assert again.read(b"t", 0, size) == data
+    assert again.read(b"t", size // 2, size - size // 2) == data[size // 2 :]
+
+
+def test_a_fresh_result_reads_as_a_restarted_one(tmp_path: Path) -> None:
+    """Small payloads are kept in memory for their first OFFER; the bytes are the same."""
+    outbox = Outbox(tmp_path)
+    outbox.put(an_entry(), [b"abc", b"def"])
+    assert outbox.read(b"t", 1, 3) == b"bcd"
+    assert Outbox(tmp_path).read(b"t", 1, 3) == b"bcd"
+
+
+def test_an_evaluation_has_no_bytes(tmp_path: Path) -> None:
+    """Its metrics wait as an update does."""
+    outbox = Outbox(tmp_path)
+    entry = outbox.put(an_entry(kind="evaluate"))
+    assert (entry.size, entry.digest) == (0, None)
+    assert Outbox(tmp_path).load() == [entry]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_oldest_comes_first(tmp_path: Path) -> None:
+    """Results are offered in the order in which they were finished."""
+    outbox = Outbox(tmp_path)
+    for i, name in enumerate("cab"):
+        outbox.put(an_entry(name), [b"x"])
+        os.utime(tmp_path / f"{name.encode().hex()}.entry", ns=(i, i))
+    assert [entry.task for entry in Outbox(tmp_path).load()] == [b"c", b"a", b"b"]
+
+
+def test_delete_leaves_nothing(tmp_path: Path) -> None:
+    """And deleting what is not there is no error."""
+    outbox = Outbox(tmp_path)
+    outbox.put(an_entry(), [b"x"])
+    outbox.delete(b"t")
+    outbox.delete(b"t")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Plug:
+    """Copies the folder before each of a process's steps on it: what a kill there would leave."""
+
+    def __init__(self, folder: Path, copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.copies = copies
+        self.count = 0
+        for name in ("open", "write", "close", "fsync"):
+            self._wrap(monkeypatch, os, name)
+        for name in ("replace", "unlink"):
+            self._wrap(monkeypatch, Path, name)
+
+    def _wrap(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def step(*args: object, **kwargs: object) -> object:
+            self.copy()
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, step)
+
+    def copy(self) -> None:
+        target = self.copies / str(self.count)
+        if not self.is_copying:
+            self.is_copying = True
+            shutil.copytree(self.folder, target)
+            self.count += 1
+            self.is_copying = False
+
+    is_copying = False
+
+    def states(self) -> Iterator[Path]:
+        yield from (self.copies / str(i) for i in range(self.count))
+
+
+def test_a_kill_between_any_two_steps_leaves_all_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `put` and of `delete`; and what a start finds of half a result is cleared away."""
+    folder = tmp_path / "outbox"
+    folder.mkdir()
+    outbox = Outbox(folder, fsync=True)
+    kept = outbox.put(an_entry("kept"), [b"k" * 10])
+    with monkeypatch.context() as patch:
+        plug = Plug(folder, tmp_path / "copies", patch)
+        entry = outbox.put(an_entry("new"), [b"a" * 100, b"b" * 100])
+        steps_of_put = plug.count
+        outbox.delete(b"new")
+    seen = []
+    for state in plug.states():
+        restarted = Outbox(state)
+        found = restarted.load()
+        assert kept in found
+        assert [e for e in found if e != kept] in ([], [entry])
+        if entry in found:
+            assert restarted.read(b"new", 0, 200) == b"a" * 100 + b"b" * 100
+        assert len(list(state.iterdir())) == 2 * len(found)
+        seen.append(entry in found)
+    assert steps_of_put >= 8
+    assert True in seen
+    # All of it appears in one step, and goes in one.
+    assert sum(before != after for before, after in pairwise(seen)) == 2
+
+
+@pytest.mark.parametrize("suffix", [".entry", ".payload"])
+@pytest.mark.parametrize("damage", ["empty", "half", "noise", "gone"])
+def test_torn_files_are_cleared_away(tmp_path: Path, suffix: str, damage: str) -> None:
+    """After a power loss a file may be short or empty: such a result is dropped, the others stay."""
+    outbox = Outbox(tmp_path)
+    outbox.put(an_entry("torn"), [b"x" * 1000])
+    whole = outbox.put(an_entry("whole"), [b"y" * 10])
+    file = tmp_path / (b"torn".hex() + suffix)
+    data = file.read_bytes()
+    match damage:
+        case "empty":
+            file.write_bytes(b"")
+        case "half":
+            file.write_bytes(data[: len(data) // 2])
+        case "noise":
+            file.write_bytes(os.urandom(len(data) + 1))
+        case "gone":
+            file.unlink()
+    assert Outbox(tmp_path).load() == [whole]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_entry_under_another_name_is_not_ours(tmp_path: Path) -> None:
+    """A renamed file would be deleted under the wrong name later."""
+    outbox = Outbox(tmp_path)
+    outbox.put(an_entry("a"), [b"x"])
+    (tmp_path / f"{b'a'.hex()}.entry").rename(tmp_path / f"{b'b'.hex()}.entry")
+    assert Outbox(tmp_path).load() == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`the disk is full`, by name of the folder; no half of the result stays."""
+
+    def full(fd: int, data: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(outbox_module, "write_all", full)
+    with pytest.raises(StateError, match="the disk is full"):
+        Outbox(tmp_path).put(an_entry(), [b"x"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_encoding_leaves_nothing(tmp_path: Path) -> None:
+    """What raises in the middle of a payload goes on, and its file goes away."""
+
+    def chunks() -> Iterator[bytes]:
+        yield b"x"
+        raise ValueError("not finite")
+
+    with pytest.raises(ValueError, match="not finite"):
+        Outbox(tmp_path).put(an_entry(), chunks())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_that_are_gone_are_a_clear_error(tmp_path: Path) -> None:
+    """For the mind, which has the task failed."""
+    Outbox(tmp_path).put(an_entry(), [b"x" * 10])
+    outbox = Outbox(tmp_path)
+    file = tmp_path / f"{b't'.hex()}.payload"
+    file.write_bytes(b"x")
+    with pytest.raises(StateError, match="cut short"):
+        outbox.read(b"t", 0, 10)
+    file.unlink()
+    with pytest.raises(StateError, match="cannot be read"):
+        outbox.read(b"t", 0, 10)

@@ -1,0 +1,199 @@
+"""The worker's body: the I/O thread, which carries out what the mind asks for.
+
+Rules that hold here:
+
+- The mind is handled under one lock, by this thread; `status` takes the lock and reads.
+- Other threads only `post`. An event that is posted wakes the socket's poller, so nothing polls.
+- An error of disk or socket becomes an event, for the mind to deal with. What is not foreseen ends the
+  worker, with its traceback in the log and `failure` for whoever started it.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fedmq.fedcore.errors import StateError
+
+from .events import (
+    Action,
+    BlockFailed,
+    CancelApp,
+    CloseSocket,
+    DeleteModel,
+    DeleteOutbox,
+    Event,
+    Exit,
+    Moment,
+    Note,
+    Notify,
+    OpenSocket,
+    OutboxFailed,
+    Send,
+    SendStored,
+    Start,
+    StartApp,
+    StoreBlock,
+    Tick,
+    Wake,
+)
+from .hooks import Hooks
+from .models import ModelCache
+from .outbox import Outbox
+from .runner import Runner
+from .session import Session
+from .transport import Transport
+
+log = logging.getLogger("fedmq.worker")
+
+_LEVELS: Final = {
+    Moment.TASK_FAILED: logging.WARNING,
+    Moment.TASK_RECEIVED: logging.DEBUG,
+    Moment.TASK_STARTED: logging.DEBUG,
+}
+
+
+class Body:
+    """What a mind needs to act: a socket, a disk, an app."""
+
+    def __init__(
+        self, session: Session, transport: Transport, outbox: Outbox, models: ModelCache, name: str
+    ) -> None:
+        self._session = session
+        self._transport = transport
+        self._outbox = outbox
+        self._models = models
+        self._name = name
+        self._lock = threading.Lock()
+        self._posted: deque[Event] = deque()
+        self._wake_at = math.inf
+        self._closed_socket = False
+        self._exit: Exit | None = None
+        self.runner: Runner
+        self.hooks: Hooks
+        self.failure: BaseException | None = None
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, once it has."""
+        return self._exit
+
+    def post(self, event: Event) -> None:
+        """Hand an event to the mind. For any thread."""
+        self._posted.append(event)
+        self._transport.wake()
+
+    def status(self) -> dict[str, Any]:
+        """A snapshot for people. For any thread."""
+        with self._lock:
+            status = self._session.status()
+        status["bytes_up"] = self._transport.sent_bytes
+        status["bytes_down"] = self._transport.received_bytes
+        return status
+
+    def run(self) -> None:
+        """The I/O thread, until the mind wants to exit."""
+        try:
+            self._handle([Start()])
+            while self._exit is None:
+                self._turn()
+        except BaseException as error:
+            self.failure = error
+            log.exception("the worker stopped on an error of its own")
+        finally:
+            self.runner.close()
+            self._transport.close()
+
+    def _turn(self) -> None:
+        timeout_s = None if math.isinf(self._wake_at) else self._wake_at - time.monotonic()
+        arrived = self._transport.wait(timeout_s)
+        posted: list[Event] = []
+        while self._posted:
+            posted.append(self._posted.popleft())
+        if not posted and not arrived:
+            posted.append(Tick())
+        self._handle(posted)
+        self._closed_socket = False
+        self._handle(arrived, from_socket=True)
+        try:
+            self._transport.flush()
+        except _Unreadable as error:
+            self.post(OutboxFailed(error.task, str(error)))
+
+    def _handle(self, events: list[Event], *, from_socket: bool = False) -> None:
+        for event in events:
+            if self._exit is not None or (from_socket and self._closed_socket):
+                return  # what a socket said that is closed by now
+            now = time.monotonic()
+            if now >= self._wake_at:
+                self._wake_at = math.inf
+            with self._lock:
+                actions = self._session.handle(event, now)
+            for action in actions:
+                self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Send():
+                self._transport.send(action.message)
+            case SendStored():
+                self._send_stored(action)
+            case StoreBlock():
+                try:
+                    self._models.append(action.digest, action.offset, action.data)
+                except OSError as error:
+                    log.error("a model cannot be stored: %s", error)
+                    self.post(BlockFailed(action.digest, f"the model cannot be stored: {error.strerror}"))
+            case StartApp():
+                self.runner.submit(action.task, action.federation)
+            case CancelApp():
+                self.runner.cancel(action.task)
+            case DeleteOutbox():
+                self._transport.forget(action.task)
+                self._outbox.delete(action.task)
+            case DeleteModel():
+                self._models.delete(action.digest)
+            case OpenSocket():
+                self._transport.open()
+            case CloseSocket():
+                self._transport.close()
+                self._closed_socket = True
+            case Wake():
+                self._wake_at = action.at
+            case Notify():
+                level = _LEVELS.get(action.moment, logging.INFO)
+                if action.fields.get("result") == "rejected":
+                    level = logging.WARNING  # stale and duplicate are everyday life
+                self._log(level, action.moment.value.replace("_", " "), action.fields)
+                self.hooks.tell(action.moment, action.fields)
+            case Note():
+                self._log(logging.getLevelNamesMapping()[action.level.upper()], action.text, action.fields)
+            case Exit():
+                self._exit = action
+            case _:
+                raise TypeError(f"no such action: {type(action).__name__}")
+
+    def _send_stored(self, action: SendStored) -> None:
+        task = action.message.task
+
+        def payload() -> bytes:
+            try:
+                return self._outbox.read(task, action.offset, action.length)
+            except StateError as error:
+                raise _Unreadable(task, str(error)) from error
+
+        self._transport.send(action.message, payload)
+
+    def _log(self, level: int, text: str, fields: Mapping[str, Any]) -> None:
+        log.log(level, "%s", text, extra={"worker": self._name, **fields})
+
+
+class _Unreadable(Exception):
+    """A queued payload cannot be read."""
+
+    def __init__(self, task: bytes, reason: str) -> None:
+        super().__init__(reason)
+        self.task = task

@@ -1,0 +1,90 @@
+"""The model cache: model files as they came over the wire, by the digest of the whole file.
+
+    models/<digest>.safetensors    complete, or as much of it as has arrived
+
+Rules that hold here:
+
+- A file grows at its end only, so its length is how much of it is here.
+- Nothing is said about what is in it until `open` has compared the whole file with its digest, once per
+  process. So a file that a crash, a disk or a person damaged is found out before an app trains on it.
+- An open model stays mapped and unchanged while its app runs, even when it is deleted meanwhile.
+- `open` is called by the app's thread, the rest by the I/O thread.
+"""
+
+import mmap
+import os
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+from fedmq.fedcore.errors import ModelError
+
+SUFFIX: Final = ".safetensors"
+
+
+class ModelCache:
+    """The model files in one state folder.
+
+    Parameters
+    ----------
+    path
+        The folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._verified: set[bytes] = set()
+
+    def lengths(self) -> dict[bytes, int]:
+        """Digest and length of each file, the least recently written first; other files are removed."""
+        found: list[tuple[int, bytes, int]] = []
+        for file in self._path.iterdir():
+            try:
+                digest = bytes.fromhex(file.stem)
+            except ValueError:
+                digest = b""
+            if file.suffix == SUFFIX and len(digest) == 16:
+                stat = file.stat()
+                found.append((stat.st_mtime_ns, digest, stat.st_size))
+            else:
+                file.unlink()
+        return {digest: length for _, digest, length in sorted(found)}
+
+    def append(self, digest: bytes, offset: int, data: memoryview) -> None:
+        """Write the next bytes of a file. Raises OSError when they cannot be written."""
+        fd = os.open(self._file(digest), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while data.nbytes:
+                written = os.pwrite(fd, data, offset)
+                data = data[written:]
+                offset += written
+        finally:
+            os.close(fd)
+
+    def open(self, digest: bytes) -> memoryview:
+        """The mapped file, read-only, verified.
+
+        Raises
+        ------
+        ModelError
+            When it is not there, or not what its digest says.
+        """
+        try:
+            with self._file(digest).open("rb", buffering=0) as file:
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"the model {digest.hex()} is not in the cache: {error}") from error
+        if digest not in self._verified:
+            if xxhash.xxh3_128_digest(data) != digest:
+                raise ModelError(f"the model {digest.hex()} is not what its digest says")
+            self._verified.add(digest)
+        return data
+
+    def delete(self, digest: bytes) -> None:
+        """Forget a file; an unknown one is no error."""
+        self._verified.discard(digest)
+        self._file(digest).unlink(missing_ok=True)
+
+    def _file(self, digest: bytes) -> Path:
+        return self._path / (digest.hex() + SUFFIX)

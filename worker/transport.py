@@ -1,0 +1,250 @@
+"""The worker's socket: frames in and out, connections made and lost. The only importer of zmq here.
+
+Rules that hold here:
+
+- Nothing waits but `wait`. What the socket does not take stays queued, in order; its payload is read from
+  the outbox only when its turn comes.
+- The I/O thread owns all of it but `wake`, which any thread may call.
+- The socket is never handed an identity, and libzmq's own heartbeats stay off: they drop connections that
+  are merely slow.
+- A connection is known by the socket's monitor: after HANDSHAKE_FAILED_AUTH libzmq does not try again, and
+  after any other loss it does so silently.
+"""
+
+import contextlib
+import logging
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import zmq
+
+from fedmq.fedcore import wire
+from fedmq.fedcore.errors import ConfigError, ProtocolError
+
+from .events import Event, Lost, Opened, Received, Refused
+from .pace import PIECE_MAX
+
+log = logging.getLogger("fedmq.worker")
+
+MESSAGES_PER_TURN: Final = 64
+QUEUE: Final = 64
+"""High-water mark, in messages, each way."""
+BYE_LINGER_MS: Final = 500
+"""How long a closing socket may take to send a BYE."""
+NOISE_S: Final = 10.0
+"""Broken frames are logged at most so often."""
+
+_MONITORED: Final = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_DISCONNECTED
+)
+
+# As zmq.utils.monitor does it, which would load asyncio.
+_MONITOR_EVENT: Final = struct.Struct("=hi")
+
+Payload = Callable[[], bytes]
+
+
+class CurveKeys(msgspec.Struct, frozen=True):
+    """Keys in Z85, 40 characters each: the broker's public one, and this worker's pair."""
+
+    server: str
+    public: str
+    secret: str
+
+
+class Transport:
+    """One DEALER at a time, to one broker.
+
+    Parameters
+    ----------
+    address
+        ``tcp://host:port`` or ``ipc://path``.
+    keys
+        For CURVE; None speaks in the clear.
+
+    Raises
+    ------
+    ConfigError
+        When the address is none, or a key is not one.
+    """
+
+    def __init__(self, address: str, keys: CurveKeys | None = None) -> None:
+        if not address.startswith(("tcp://", "ipc://")):
+            raise ConfigError(f"connect must be tcp://host:port or ipc://path, got {address!r}")
+        self._address = address
+        self._keys = keys
+        self._context = zmq.Context(io_threads=1)
+        self._poller = zmq.Poller()
+        self._waker, self._alarm = socket.socketpair()
+        self._waker.setblocking(False)
+        self._alarm.setblocking(False)
+        self._poller.register(self._alarm, zmq.POLLIN)
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._queue: deque[tuple[wire.Message, Payload | None]] = deque()
+        self._noise_until = 0.0
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        try:
+            self.open()  # a wrong address or key is found out here, not in the I/O thread
+            self.close()
+        except (zmq.ZMQError, ValueError) as error:
+            self.terminate()
+            raise ConfigError(f"cannot connect to {address!r}: {error}") from error
+
+    def open(self) -> None:
+        """A new socket, which connects by itself, for as long as it takes."""
+        self.close()
+        dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        options: dict[int, Any] = {
+            zmq.LINGER: 0,
+            zmq.IMMEDIATE: 1,
+            zmq.CONNECT_TIMEOUT: 10_000,
+            zmq.HANDSHAKE_IVL: 10_000,
+            zmq.RECONNECT_IVL: 250,
+            zmq.RECONNECT_IVL_MAX: 5_000,
+            zmq.TCP_KEEPALIVE: 1,
+            zmq.TCP_KEEPALIVE_IDLE: 60,
+            zmq.TCP_KEEPALIVE_INTVL: 15,
+            zmq.TCP_KEEPALIVE_CNT: 4,
+            zmq.SNDHWM: QUEUE,
+            zmq.RCVHWM: QUEUE,
+            zmq.MAXMSGSIZE: PIECE_MAX + wire.HEADER_MAX,
+            zmq.IPV6: 1,
+        }
+        for option, value in options.items():
+            dealer.setsockopt(option, value)
+        self._socket = dealer
+        if self._keys is not None:
+            dealer.curve_serverkey = self._keys.server.encode()
+            dealer.curve_publickey = self._keys.public.encode()
+            dealer.curve_secretkey = self._keys.secret.encode()
+        self._monitor = dealer.get_monitor_socket(_MONITORED)
+        self._poller.register(dealer, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        dealer.connect(self._address)
+
+    def close(self) -> None:
+        """Drop the socket and what was not sent; a BYE at the queue's end is given a moment."""
+        if self._socket is None:
+            return
+        dealer, self._socket = self._socket, None
+        farewell = bool(self._queue) and isinstance(self._queue[-1][0], wire.Bye)
+        if farewell:
+            message, _ = self._queue[-1]
+            with contextlib.suppress(zmq.Again):
+                dealer.send_multipart(wire.encode(message), zmq.NOBLOCK)
+        self._queue.clear()
+        self._poller.unregister(dealer)
+        if self._monitor is not None:
+            self._poller.unregister(self._monitor)
+            dealer.disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
+        dealer.close(linger=BYE_LINGER_MS if farewell else 0)
+
+    def terminate(self) -> None:
+        """Close everything, for good."""
+        self.close()
+        self._context.term()
+        self._poller.unregister(self._alarm)
+        self._waker.close()
+        self._alarm.close()
+
+    def wake(self) -> None:
+        """Let `wait` return now. For any thread."""
+        # Full means that it will wake anyway; closed, that there is nobody to wake.
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._waker.send(b"\0")
+
+    def send(self, message: wire.Message, payload: Payload | None = None) -> None:
+        """Queue a message. A HELLO begins a session: what was queued for the one before goes."""
+        if isinstance(message, wire.Hello):
+            self._queue.clear()
+        self._queue.append((message, payload))
+
+    def forget(self, task: bytes) -> None:
+        """Drop what is queued of a task's update."""
+        if any(payload is not None for _, payload in self._queue):
+            self._queue = deque(
+                (message, payload)
+                for message, payload in self._queue
+                if payload is None or getattr(message, "task", None) != task
+            )
+
+    def flush(self) -> None:
+        """Send what the socket takes. May raise what reading a payload raises; that message is dropped."""
+        dealer = self._socket
+        if dealer is None:
+            return
+        while self._queue:
+            message, payload = self._queue[0]
+            if not dealer.poll(0, zmq.POLLOUT):
+                self._poller.modify(dealer, zmq.POLLIN | zmq.POLLOUT)
+                return
+            self._queue.popleft()
+            data = None if payload is None else payload()
+            # Without copies above 64 KiB (pyzmq's threshold): the bytes object lives until it is sent.
+            dealer.send_multipart(wire.encode(message, data), zmq.NOBLOCK, copy=False)
+            self.sent_bytes += 0 if data is None else len(data)
+        self._poller.modify(dealer, zmq.POLLIN)
+
+    def wait(self, timeout_s: float | None) -> list[Event]:
+        """What happened, after at most `timeout_s` (None: until something does)."""
+        timeout_ms = None if timeout_s is None else max(0, round(timeout_s * 1000 + 0.5))
+        ready = dict(self._poller.poll(timeout_ms))
+        if self._alarm.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._alarm.recv(4096)
+        events: list[Event] = []
+        if self._socket is not None and ready.get(self._socket, 0) & zmq.POLLIN:
+            self._receive(self._socket, events)
+        if self._monitor is not None and self._monitor in ready:
+            self._observe(self._monitor, events)
+        return events
+
+    def _receive(self, dealer: "zmq.Socket[bytes]", events: list[Event]) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                frames = dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            try:
+                message, payload = wire.decode([frame.buffer for frame in frames], wire.TO_WORKER)
+            except ProtocolError as error:
+                self._complain(error)
+                continue
+            self.received_bytes += 0 if payload is None else payload.nbytes
+            events.append(Received(message, payload))
+
+    def _observe(self, monitor: "zmq.Socket[bytes]", events: list[Event]) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                event, _ = _MONITOR_EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
+            except zmq.Again:
+                return
+            match event:
+                case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    events.append(Opened())
+                case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    events.append(Refused("this worker's key is not on its list"))
+                case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                    events.append(
+                        Refused(f"what listens at {self._address} does not speak as this worker does")
+                    )
+                case _:
+                    events.append(Lost())
+
+    def _complain(self, error: ProtocolError) -> None:
+        now = time.monotonic()
+        if now >= self._noise_until:
+            self._noise_until = now + NOISE_S
+            log.warning("ignored frames that are no message: %s", error)
