@@ -1,0 +1,74 @@
+"""`fedmq worker`: run a worker in the foreground."""
+
+from pathlib import Path
+
+import click
+
+from .logs import log_options
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """``("partition=3",)`` to ``{"partition": "3"}``."""
+    pairs = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"{text!r}; write KEY=VALUE, e.g. partition=3.", ctx, param)
+        pairs[key] = value
+    return pairs
+
+
+@click.command()
+@click.option("--connect", required=True, metavar="URL", help="The broker, e.g. tcp://127.0.0.1:5560.")
+@click.option("--app", required=True, metavar="MODULE:ATTRIBUTE", help="The client app that trains.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="worker-state",
+    show_default=True,
+    help="Folder of work that is not delivered yet; one per worker.",
+)
+@click.option(
+    "--name", help="What the broker calls it.  [default: the machine's name and a piece of STATE's id]"
+)
+@click.option(
+    "--node",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_pairs,
+    help="Handed to the app as task.node; repeatable.",
+)
+@click.option("--tag", "tags", multiple=True, metavar="TEXT", help="Shown by the broker; repeatable.")
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Tasks in hand; with 2 the next model comes while one trains.",
+)
+@log_options
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    connect: str,
+    app: str,
+    state: Path,
+    name: str | None,
+    node: dict[str, str],
+    tags: tuple[str, ...],
+    slots: int,
+) -> None:
+    """Run a worker that trains with your app for as long as the federation lasts.
+
+    APP names an object with fit(weights, task) and evaluate(weights, task), a Flower client, or a function
+    that makes one; the current folder is searched first. Cut off from the broker, it goes on training, keeps
+    what it has finished in --state, and delivers it later. It exits 0 when the federation is finished.
+
+    \b
+    Example:
+      fedmq worker --connect tcp://127.0.0.1:5560 --app ward:app --state ward-3 --name ward-3
+      fedmq worker --connect tcp://127.0.0.1:5560 --app client:client_fn --node partition-id=3
+    """
+    from fedmq.worker import daemon
+
+    ctx.exit(daemon.run(connect, app, state, name=name, node=node, tags=tags, slots=slots))

@@ -1,0 +1,68 @@
+"""federation.toml as values: read it, check it, write it, compare two of them.
+
+`load` reads a file, `parse` a text or a mapping; both return a `Config` in which every key of the file is
+an attribute under the same name (``config.mode.buffer``), every default is filled in, every range and
+every combination has been checked, and every path is absolute. What is wrong raises `ConfigError`: one
+line that names the key, what it holds, and what it may hold.
+
+`tables` says what exists, `reading` and `writing` move it to and from TOML, `restart` says what a
+restart may alter.
+"""
+
+from .reading import load, parse
+from .restart import Change, changes, fingerprint
+from .tables import (
+    Adagrad,
+    Adam,
+    Aggregate,
+    AsyncMode,
+    Config,
+    Evaluate,
+    Fadas,
+    Federation,
+    Mode,
+    Model,
+    Momentum,
+    Network,
+    Optimizer,
+    Privacy,
+    Security,
+    Sgd,
+    Stop,
+    Storage,
+    SyncMode,
+    Yogi,
+    lower_is_better,
+)
+from .writing import template, to_toml
+
+__all__ = [
+    "Adagrad",
+    "Adam",
+    "Aggregate",
+    "AsyncMode",
+    "Change",
+    "Config",
+    "Evaluate",
+    "Fadas",
+    "Federation",
+    "Mode",
+    "Model",
+    "Momentum",
+    "Network",
+    "Optimizer",
+    "Privacy",
+    "Security",
+    "Sgd",
+    "Stop",
+    "Storage",
+    "SyncMode",
+    "Yogi",
+    "changes",
+    "fingerprint",
+    "load",
+    "lower_is_better",
+    "parse",
+    "template",
+    "to_toml",
+]

@@ -1,0 +1,327 @@
+"""From TOML to a checked `Config`, with an error that a person can act on.
+
+Everything is checked key by key, so that the first thing wrong is named by its key, with what it holds and
+what it may hold, in one line. Unknown tables and keys are errors. Nothing here touches a socket or imports an
+app; of the file system only the file itself is read.
+"""
+
+import difflib
+import functools
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fedmq.fedcore import wire
+from fedmq.fedcore.errors import ConfigError
+
+from .tables import Adagrad, Adam, AsyncMode, Config, Fadas, Model, Momentum, Privacy, Sgd, SyncMode, Yogi
+
+TASK_MAX = 32 * 1024  # bytes of [task] as msgpack: it rides in a header of at most 64 KiB
+VARIANTS: dict[str, dict[str, type[Struct]]] = {
+    "mode": {t.kind: t for t in (AsyncMode, SyncMode)},
+    "optimizer": {t.kind: t for t in (Sgd, Momentum, Adagrad, Adam, Yogi, Fadas)},
+}
+DEFAULT_KINDS = {"mode": AsyncMode.kind, "optimizer": Sgd.kind}
+# What [privacy] needs from keys that the file leaves out.
+_PRIVATE_DEFAULTS: dict[str, dict[str, object]] = {
+    "aggregate": {"weight": "uniform"},
+    "evaluate": {"fraction": 0.0},
+}
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class Key(typing.NamedTuple):
+    """What is known of one key: its type, its bounds, and how it is written in a file."""
+
+    name: str
+    type: object  # the annotation without its Meta
+    meta: Meta
+    required: bool
+    default: object
+
+    @property
+    def written_as(self) -> str:
+        """``"size"``, ``"path"``, or ``""`` for what TOML has itself."""
+        return str((self.meta.extra or {}).get("as", ""))
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a federation.toml.
+
+    Raises
+    ------
+    ConfigError
+        The file is not there, is not TOML, or holds something wrong.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f'{path}: no such file; "fedmq init" writes one') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        return parse(text, base_dir=path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse(source: str | Mapping[str, object], *, base_dir: str | Path = ".") -> Config:
+    """Check the text of a federation.toml, or a mapping of the same shape.
+
+    Parameters
+    ----------
+    source : str or mapping
+        TOML, or what `tomllib.loads` would give; a mapping may hold `Path` objects for paths.
+    base_dir : path
+        Relative paths inside are relative to it.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, what it holds, and what it may hold.
+
+    Examples
+    --------
+    >>> config = parse("[mode]\\nkind = 'sync'\\nmin_available = 3")
+    >>> config.mode.min_available, config.optimizer.lr
+    (3, 1.0)
+    >>> parse("[mode]\\nbufer = 3")
+    Traceback (most recent call last):
+    fedmq.fedcore.errors.ConfigError: mode.bufer is not a key; did you mean mode.buffer?
+    """
+    tables = _toml(source) if isinstance(source, str) else dict(source)
+    base = Path(base_dir).absolute()
+    _refuse_unknown_tables(tables)
+    private = tables.get("privacy") is not None
+    values: dict[str, object] = {"base_dir": str(base)}
+    for name in table_names():
+        given = tables.get(name)
+        if given is None:
+            given = {}
+            if name == "privacy":
+                continue
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{name} is {_show(given)}; it may hold a table, written [{name}]")
+        if name == "task":
+            values[name] = _task(given)
+            continue
+        if private:
+            given = _PRIVATE_DEFAULTS.get(name, {}) | dict(given)
+        values[name] = _table(name, given, base)
+    return Config(**typing.cast("dict[str, typing.Any]", values))
+
+
+def table_names() -> tuple[str, ...]:
+    """Every table of the file, in its order."""
+    return tuple(name for name in Config.__struct_fields__ if name != "base_dir")
+
+
+@functools.cache
+def keys(table: type[Struct]) -> dict[str, Key]:
+    """The keys of one table's struct, in the order of the file, without the tag."""
+    hints = typing.get_type_hints(table, include_extras=True)
+    found = {}
+    for field in msgspec.structs.fields(table):
+        annotation = hints[field.name]
+        meta = next((m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, Meta)), Meta())
+        bare = annotation.__origin__ if hasattr(annotation, "__metadata__") else annotation
+        found[field.name] = Key(field.name, bare, meta, field.required, field.default)
+    return found
+
+
+def keys_of(table: Struct) -> Iterable[Key]:
+    """The keys of a table that has been read."""
+    return keys(type(table)).values()
+
+
+def structs_of(table: str) -> tuple[type[Struct], ...]:
+    """The structs that a table may become: one for each kind; none for [task], which is free."""
+    if table in VARIANTS:
+        return tuple(VARIANTS[table].values())
+    if table == "task":
+        return ()
+    if table == "privacy":
+        return (Privacy,)
+    found = typing.get_type_hints(Config)[table]
+    assert isinstance(found, type)
+    return (found,)
+
+
+def struct_of(table: str, kind: str | None = None) -> type[Struct]:
+    """The one struct of a table; of a table with kinds, that kind's."""
+    return structs_of(table)[0] if kind is None else VARIANTS[table][kind]
+
+
+def may_hold(key: Key) -> str:
+    """In words, what a key accepts: ``"an integer ≥ 1"``."""
+    kind, bounds = key.type, _bounds(key.meta)
+    if key.written_as == "size":
+        return f'a size{bounds}, in bytes or as text such as "64 MiB"'
+    if typing.get_origin(kind) is typing.Literal:
+        return _choices(typing.get_args(kind))
+    if isinstance(kind, types.UnionType):  # float | None: left out, or a number
+        kind = next(arm for arm in typing.get_args(kind) if arm is not types.NoneType)
+    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}[
+        typing.cast("type", kind)
+    ]
+    return str((key.meta.extra or {}).get("form", words + bounds))
+
+
+def _toml(text: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}") from None
+
+
+def _refuse_unknown_tables(tables: Mapping[str, object]) -> None:
+    for name in tables:
+        if name not in table_names():
+            raise ConfigError(f"[{name}] is not a table; {_did_you_mean(name, table_names())}")
+
+
+def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
+    """Check one table's keys and build its struct."""
+    given = dict(given)
+    kind: str | None = None
+    if name in VARIANTS:
+        wanted = given.pop("kind", DEFAULT_KINDS[name])
+        if not isinstance(wanted, str) or wanted not in VARIANTS[name]:
+            raise ConfigError(f"{name}.kind is {_show(wanted)}; it may hold {_choices(VARIANTS[name])}")
+        kind = wanted
+    struct = struct_of(name, kind)
+    known = keys(struct)
+    for key in given:
+        if key not in known:
+            raise ConfigError(_unknown_key(name, key, kind, known))
+    values = {}
+    for key, about in known.items():
+        if key in given:
+            values[key] = _value(f"{name}.{key}", given[key], about, base)
+        elif about.required:
+            raise ConfigError(
+                f"{name}.{key} is missing; [{name}] needs it, and it may hold {may_hold(about)}"
+            )
+        elif about.written_as == "path" or (name, key) == ("model", "initial"):
+            values[key] = _value(f"{name}.{key}", about.default, about, base)
+    return struct(**values)
+
+
+def _value(where: str, value: object, key: Key, base: Path) -> object:
+    """Check one value against its key; sizes become integers and paths absolute."""
+    if isinstance(value, Path):
+        value = str(value)
+    plain = _size(value) if key.written_as == "size" and isinstance(value, str) else value
+    kind = key.type
+    if isinstance(kind, types.UnionType):  # `float | None`: what stands in a file is the number, bounds and all
+        (kind,) = (part for part in kind.__args__ if part is not types.NoneType)
+    try:
+        checked: object = msgspec.convert(plain, typing.Annotated[typing.cast("type", kind), key.meta])
+    except msgspec.ValidationError:
+        raise ConfigError(f"{where} is {_show(value)}; it may hold {may_hold(key)}") from None
+    if isinstance(checked, float) and not math.isfinite(checked):
+        raise ConfigError(f"{where} is {checked}; it may hold {may_hold(key)}")
+    is_path = key.written_as == "path" or (where == "model.initial" and Model(str(checked)).source == "file")
+    return str(base / Path(str(checked)).expanduser()) if is_path and checked else checked
+
+
+def _size(text: str) -> object:
+    """Bytes in ``"64 MiB"``; the text itself where it is not a size, for the check that follows."""
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        return text
+    number = float(match[1]) * _UNITS[match[2].upper()]
+    return int(number) if number < 2**63 else text
+
+
+def _task(given: Mapping[str, object]) -> dict[str, object]:
+    """The free table: whatever msgpack can carry to a worker, within a header's size."""
+    for where, value in _walk("task", given):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where} is {value}; it may hold a finite number")
+        if not isinstance(value, str | bool | int | float):
+            raise ConfigError(
+                f"{where} is {_show(value)}; it may hold text, a number, true or false, an array or a table"
+            )
+    try:
+        size = len(msgspec.msgpack.encode(given))
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise ConfigError(f"[task] holds what no message can carry: {error}") from None
+    if size > TASK_MAX:
+        raise ConfigError(
+            f"[task] takes {size} bytes; it may take {TASK_MAX}, because it rides with every task"
+        )
+    try:
+        wire.encode(wire.Task(task=b"-", seq=0, kind="init", version=0, size=0, config=dict(given)))
+    except ValueError as error:  # nested too deeply, an array too long: the wire's limits
+        raise ConfigError(f"[task] holds what no message can carry: {error}") from None
+    return dict(given)
+
+
+def _walk(where: str, value: object) -> Iterable[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _walk(f"{where}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _walk(f"{where}[{index}]", inner)
+    else:
+        yield where, value
+
+
+def _unknown_key(table: str, key: str, kind: str | None, known: Iterable[str]) -> str:
+    for other, struct in VARIANTS.get(table, {}).items():
+        if key in keys(struct):
+            return f'{table}.{key} belongs to kind = "{other}", but {table}.kind is "{kind}"'
+    names = [*known, *(["kind"] if table in VARIANTS else [])]
+    return f"{table}.{key} is not a key; {_did_you_mean(key, names, prefix=f'{table}.')}"
+
+
+def _did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean {prefix}{close[0]}?" if prefix else f"did you mean [{close[0]}]?"
+    return f"there are: {', '.join(names)}"
+
+
+def _bounds(meta: Meta) -> str:
+    parts = [
+        f"{sign} {bound}" if isinstance(bound, int) else f"{sign} {bound:g}"
+        for sign, bound in (("≥", meta.ge), (">", meta.gt), ("≤", meta.le), ("<", meta.lt))
+        if bound is not None
+    ]
+    if meta.min_length:
+        parts.append("that is not empty")
+    if meta.max_length:
+        parts.append(f"of at most {meta.max_length} characters")
+    return " " + " and ".join(parts) if parts else ""
+
+
+def _choices(values: Iterable[object]) -> str:
+    shown = [_show(value) for value in values]
+    return " or ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else f"{shown[0]} only"
+
+
+def _show(value: object) -> str:
+    """A value as TOML writes it, cut short."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        text = '"' + value.replace("\n", "\\n") + '"'
+    elif isinstance(value, Mapping):
+        return "a table"
+    elif isinstance(value, list | tuple):
+        return "an array"
+    else:
+        text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

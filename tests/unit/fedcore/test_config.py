@@ -1,0 +1,477 @@
+"""federation.toml: defaults, ranges, errors that name the key, round trips, and what a restart may change."""
+
+import functools
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmq.fedcore import config
+from fedmq.fedcore.config import reading, restart, writing
+from fedmq.fedcore.errors import ConfigError
+
+PRIVATE: dict[str, Any] = {
+    "mode": {"kind": "sync"},
+    "privacy": {
+        "epsilon": 3,
+        "delta": 1e-5,
+        "max_grad_norm": 0.1,
+        "sampling_rate": 0.1,
+        "steps": 300,
+        "divisor": 150,
+        "max_batch": 64,
+    },
+}
+
+
+def error(source: str | dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(source)
+    return str(caught.value)
+
+
+class TestDefaults:
+    def test_an_empty_file_is_a_federation(self) -> None:
+        """Every key has a default, but those of [privacy]."""
+        found = config.parse("")
+        assert found.federation.bind == "tcp://127.0.0.1:5560"
+        assert found.mode == config.AsyncMode(buffer=10, concurrency=100, max_staleness=20)
+        assert found.optimizer == config.Sgd(lr=1.0)
+        assert found.privacy is None
+        assert found.storage.durability == "fsync"
+
+    def test_kind_chooses_the_table(self) -> None:
+        """Mode and optimizer are unions, told apart by their kind."""
+        found = config.parse("[mode]\nkind = 'sync'\n[optimizer]\nkind = 'momentum'\nbeta = 0.5")
+        assert isinstance(found.mode, config.SyncMode)
+        assert found.mode.kind == "sync"
+        assert found.optimizer == config.Momentum(lr=1.0, beta=0.5)
+
+    def test_a_mapping_is_as_good_as_text(self, tmp_path: Path) -> None:
+        """An embedded broker is configured without a file."""
+        found = config.parse({"federation": {"state": tmp_path / "s"}, "stop": {"versions": 3}})
+        assert found.federation.state == str(tmp_path / "s")
+        assert found.stop.versions == 3
+
+    def test_configs_cannot_be_changed(self) -> None:
+        """A config is a value."""
+        with pytest.raises(AttributeError):
+            config.parse("").federation.name = "other"  # type: ignore[misc]
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("text", "size"),
+        [("1 MiB", 2**20), ("256KiB", 2**18), ("2 MB", 2_000_000), ("1.5 MiB", 3 * 2**19), ("65536", 65536)],
+    )
+    def test_sizes_are_text_or_bytes(self, text: str, size: int) -> None:
+        """Binary and decimal units are told apart."""
+        assert config.parse({"network": {"block": text}}).network.block == size
+        assert config.parse({"network": {"block": size}}).network.block == size
+
+    def test_an_integer_is_a_number(self) -> None:
+        """``lr = 1`` means 1.0."""
+        lr = config.parse("[optimizer]\nlr = 1").optimizer.lr
+        assert (lr, type(lr)) == (1.0, float)
+
+    def test_paths_are_relative_to_the_file(self, tmp_path: Path) -> None:
+        """Not to the current folder."""
+        path = tmp_path / "federation.toml"
+        path.write_text(
+            "[model]\ninitial = 'm/zero.safetensors'\n[security]\nkeys = 'keys'\nallowlist = '/a'"
+        )
+        found = config.load(path)
+        assert found.federation.state == str(tmp_path / "state")
+        assert found.model.initial == str(tmp_path / "m/zero.safetensors")
+        assert found.security == config.Security(keys=str(tmp_path / "keys"), allowlist="/a")
+
+    @pytest.mark.parametrize(
+        ("initial", "source"),
+        [
+            ("first-worker", "first-worker"),
+            ("app:make", "app"),
+            ("a.b:c", "app"),
+            ("zero.safetensors", "file"),
+        ],
+    )
+    def test_the_initial_model_has_three_origins(self, initial: str, source: str) -> None:
+        """Only a file's name is resolved."""
+        found = config.parse({"model": {"initial": initial}}, base_dir="/base").model
+        assert found.source == source
+        assert found.initial == (f"/base/{initial}" if source == "file" else initial)
+
+    def test_task_is_free(self) -> None:
+        """Whatever TOML and msgpack share reaches the app unchanged."""
+        text = "[task]\nlr = 0.1\nlayers = [32, 10]\nname = 'x'\ndeep = {yes = true}"
+        assert config.parse(text).task == tomllib.loads(text)["task"]
+
+
+class TestErrors:
+    """Each is one line that names the key, what it holds, and what it may hold."""
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[mod]", "[mod] is not a table; did you mean [mode]?"),
+            ("[mode]\nbufer = 3", "mode.bufer is not a key; did you mean mode.buffer?"),
+            (
+                "[stop]\nqqq = 3",
+                "stop.qqq is not a key; there are: versions, metric, target, seconds",
+            ),
+            ("mode = 3", "mode is 3; it may hold a table, written [mode]"),
+            ("[mode]\nkind = 'fast'", 'mode.kind is "fast"; it may hold "async" or "sync"'),
+            ("[mode]\nkind = ['sync']", 'mode.kind is an array; it may hold "async" or "sync"'),
+            (
+                "[mode]\nmin_updates = 3",
+                'mode.min_updates belongs to kind = "sync", but mode.kind is "async"',
+            ),
+            ("[mode]\nbuffer = 0", "mode.buffer is 0; it may hold an integer ≥ 1 and ≤ 100000"),
+            ("[mode]\nbuffer = true", "mode.buffer is true; it may hold an integer ≥ 1 and ≤ 100000"),
+            ("[mode]\nbuffer = 1.5", "mode.buffer is 1.5; it may hold an integer ≥ 1 and ≤ 100000"),
+            ("[optimizer]\nlr = 0", "optimizer.lr is 0; it may hold a finite number > 0"),
+            ("[optimizer]\nlr = nan", "optimizer.lr is nan; it may hold a finite number > 0"),
+            ("[optimizer]\nlr = inf", "optimizer.lr is inf; it may hold a finite number > 0"),
+            ("[evaluate]\nfraction = 2", "evaluate.fraction is 2; it may hold a finite number ≥ 0 and ≤ 1"),
+            (
+                "[network]\nblock = '2 MiX'",
+                'network.block is "2 MiX"; it may hold a size ≥ 1024 and ≤ 16777216, '
+                'in bytes or as text such as "64 MiB"',
+            ),
+            (
+                "[federation]\nbind = 'here'",
+                'federation.bind is "here"; it may hold "tcp://host:port" or "ipc://path"',
+            ),
+            (
+                "[storage]\nkeep_payloads = 'yes'",
+                'storage.keep_payloads is "yes"; it may hold true or false',
+            ),
+            (
+                "[privacy]\ndelta = 0.1",
+                "privacy.epsilon is missing; [privacy] needs it, "
+                "and it may hold a finite number > 0 and ≤ 1000",
+            ),
+            (
+                "[task]\nday = 2020-01-01",
+                "task.day is 2020-01-01; it may hold text, a number, true or false, an array or a table",
+            ),
+            ("[task]\na = [1, nan]", "task.a[1] is nan; it may hold a finite number"),
+            ("base_dir = '/'", "[base_dir] is not a table; there are: " + ", ".join(reading.table_names())),
+        ],
+    )
+    def test_one_key(self, text: str, message: str) -> None:
+        assert error(text) == message
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                "[mode]\nkind = 'sync'\nclients_per_round = 3\nmin_updates = 4",
+                "mode.min_updates is 4; it may be at most mode.clients_per_round, which is 3",
+            ),
+            (
+                "[mode]\nkind = 'sync'\nover_selection = 1.3",
+                "mode.over_selection is 1.3; it needs mode.clients_per_round, "
+                "which is 0 and asks everybody already",
+            ),
+            (
+                "[network]\nlease_s = 20",
+                "network.lease_s is 20; it must be more than twice network.beat_s, which is 10",
+            ),
+            (
+                "[network]\ncredit_budget = '512 KiB'",
+                "network.credit_budget is 524288 bytes; it must be at least network.block, which is 1048576",
+            ),
+            (
+                "[stop]\nmetric = 'loss'",
+                "stop.target is missing; stop.metric and stop.target go together",
+            ),
+            (
+                "[stop]\ntarget = 0.5",
+                "stop.metric is missing; stop.metric and stop.target go together",
+            ),
+            (
+                "[federation]\nbind = 'tcp://0.0.0.0:5560'",
+                'federation.bind is "tcp://0.0.0.0:5560", which others can reach; bind to loopback '
+                "and use a tunnel, or set security.insecure = true to let anybody join and read",
+            ),
+        ],
+    )
+    def test_two_keys_that_disagree(self, text: str, message: str) -> None:
+        assert error(text) == message
+
+    def test_a_file_is_named(self, tmp_path: Path) -> None:
+        """Missing, broken or wrong: the file stands in front."""
+        path = tmp_path / "federation.toml"
+        with pytest.raises(ConfigError, match=r'federation.toml: no such file; "fedmq init" writes one$'):
+            config.load(path)
+        path.write_text("[mode\n")
+        with pytest.raises(ConfigError, match=r"federation.toml: not valid TOML: .*line 1"):
+            config.load(path)
+        path.write_text("[mode]\nbuffer = 0")
+        with pytest.raises(ConfigError, match=r"federation.toml: mode.buffer is 0"):
+            config.load(path)
+        path.write_bytes(b"\xff")
+        with pytest.raises(ConfigError, match=r"federation.toml: cannot be read"):
+            config.load(path)
+
+    def test_a_task_fits_a_header(self) -> None:
+        """[task] rides with every TASK."""
+        assert "[task] takes" in error({"task": {"text": "x" * reading.TASK_MAX}})
+
+    @pytest.mark.parametrize(
+        "value", [2**70, "\ud800", [0] * 1025, functools.reduce(lambda t, _: [t], range(16), 1)]
+    )
+    def test_a_task_can_be_carried(self, value: object) -> None:
+        """Integers have 64 bits, text is Unicode, arrays have 1,024 entries and stand 16 deep at most."""
+        assert error({"task": {"a": value}}).startswith("[task] holds what no message can carry: ")
+
+    def test_a_check_cannot_be_passed_by(self) -> None:
+        """Keys that disagree are refused however a Config is made."""
+        with pytest.raises(ConfigError, match="lease_s"):
+            msgspec.structs.replace(config.parse(""), network=config.Network(beat_s=30))
+
+    def test_the_exit_code_is_2(self) -> None:
+        """As for wrong options."""
+        assert ConfigError.exit_code == 2
+
+    @given(
+        table=st.sampled_from([name for name in reading.table_names() if name != "task"]),
+        key=st.sampled_from(
+            ["name", "bind", "initial", "buffer", "lr", "kind", "steps", "block", "keys", "target"]
+        ),
+        value=st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+            lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+            max_leaves=3,
+        ),
+    )
+    def test_whatever_a_key_holds(self, table: str, key: str, value: object) -> None:
+        """The answer is a config, or one line that names the table."""
+        refused = ""
+        try:
+            config.parse({table: {key: value}})
+        except ConfigError as caught:
+            refused = str(caught)
+        assert not refused or table in refused
+        assert "\n" not in refused
+
+
+class TestPrivacy:
+    def test_defaults_follow(self) -> None:
+        """Weights are uniform and workers are not asked for metrics unless the file says otherwise."""
+        found = config.parse(PRIVATE)
+        assert found.privacy is not None
+        assert (found.privacy.unit, found.privacy.noise_multiplier) == ("record", None)
+        assert found.aggregate.weight == "uniform"
+        assert found.evaluate.fraction == 0
+
+    @pytest.mark.parametrize(
+        ("table", "key", "value"),
+        [
+            ("mode", "kind", "async"),
+            ("mode", "clients_per_round", 3),
+            ("mode", "min_updates", 1),
+            ("aggregate", "weight", "examples"),
+            ("aggregate", "encoding", "i8"),
+            ("storage", "durability", "os"),
+            ("evaluate", "fraction", 0.5),
+            ("stop", "versions", 301),
+        ],
+    )
+    def test_what_the_accountant_assumes_is_enforced(self, table: str, key: str, value: object) -> None:
+        """A file that contradicts it is refused by the name of the key."""
+        changed = PRIVATE | {table: {**PRIVATE.get(table, {}), key: value}}
+        assert error(changed).startswith(f"{table}.{key} is ")
+
+
+class TestWriting:
+    @pytest.mark.parametrize("mode", ["async", "sync"])
+    def test_the_template_is_the_defaults(self, mode: str) -> None:
+        """What `fedmq init` writes changes nothing."""
+        found = config.parse(config.template(name="wards", mode=mode))
+        assert found == config.parse({"federation": {"name": "wards"}, "mode": {"kind": mode}})
+
+    @pytest.mark.parametrize("mode", ["async", "sync"])
+    def test_the_template_shows_every_key(self, mode: str) -> None:
+        """As a setting or as a comment, those of every kind and of [privacy] included."""
+        text = config.template(mode=mode)
+        for table in reading.table_names():
+            assert f"[{table}]" in text
+            for struct in reading.structs_of(table):
+                for key in reading.keys(struct):
+                    assert f"{key} =" in text, f"{table}.{key}"
+        assert max(map(len, text.splitlines())) <= 120
+
+    def test_a_commented_privacy_table_works(self) -> None:
+        """Taking the comment signs away makes a config that is accepted."""
+        lines = config.template(mode="sync").splitlines()
+        start = lines.index("# [privacy]")
+        table = [line.removeprefix("# ") for line in lines[start : lines.index("", start)]]
+        assert config.parse("[mode]\nkind = 'sync'\n" + "\n".join(table)).privacy is not None
+
+    def test_round_trip(self, tmp_path: Path) -> None:
+        """What was written reads back as it was, and moves with its folder."""
+        source = PRIVATE | {
+            "federation": {"name": "wards", "seed": 7},
+            "model": {"initial": "m.safetensors", "max_bytes": "1 GiB"},
+            "optimizer": {"kind": "adam", "eps": 1e-20},
+            "task": {"a b": [1, 2.5, {"c": 'q"\\\n'}], "lr": 1e22, "on": True},
+            "stop": {"metric": "accuracy", "target": 0.9},
+        }
+        found = config.parse(source, base_dir=tmp_path)
+        text = config.to_toml(found)
+        assert config.parse(text, base_dir=tmp_path) == found
+        assert str(tmp_path) not in text
+
+    @given(
+        st.dictionaries(
+            st.text(),
+            st.text()
+            | st.booleans()
+            | st.integers(-(2**63), 2**63 - 1)
+            | st.floats(allow_nan=False, allow_infinity=False),
+            max_size=5,
+        )
+    )
+    def test_any_task_round_trips(self, task: dict[str, Any]) -> None:
+        """Keys and text may hold whatever TOML can."""
+        back = config.parse(config.to_toml(config.parse({"task": task}))).task
+        assert back == task
+        assert [type(value) for value in back.values()] == [type(value) for value in task.values()]
+
+
+class TestChanges:
+    OLD = config.parse({"task": {"lr": 0.1}}, base_dir="/a")
+
+    @pytest.mark.parametrize(
+        ("table", "key", "value"),
+        [
+            ("federation", "bind", "tcp://127.0.0.1:9"),
+            ("model", "max_bytes", 10**9),
+            ("mode", "concurrency", 5),
+            ("aggregate", "max_update_norm", 10.0),
+            ("evaluate", "every", 5),
+            ("stop", "versions", 5),
+            ("storage", "durability", "os"),
+            ("network", "beat_s", 5.0),
+            ("security", "insecure", True),
+            ("task", "lr", 0.2),
+        ],
+    )
+    def test_when_where_and_how_much_may_change(self, table: str, key: str, value: object) -> None:
+        """A restart accepts it, and the fingerprint stays."""
+        new = config.parse({"task": {"lr": 0.1}, table: {key: value}}, base_dir="/a")
+        allowed, refused = config.changes(self.OLD, new)
+        assert [change.key for change in allowed] == [f"{table}.{key}"]
+        assert refused == ()
+        assert config.fingerprint(new) == config.fingerprint(self.OLD)
+
+    @pytest.mark.parametrize(
+        ("table", "key", "value"),
+        [
+            ("federation", "name", "other"),
+            ("federation", "seed", 1),
+            ("model", "initial", "app:make"),
+            ("mode", "buffer", 5),
+            ("mode", "max_staleness", 30),
+            ("mode", "exponent", 1.0),
+            ("aggregate", "weight", "uniform"),
+            ("aggregate", "encoding", "i8"),
+            ("optimizer", "lr", 0.5),
+        ],
+    )
+    def test_what_is_computed_may_not(self, table: str, key: str, value: object) -> None:
+        """It is refused by name, with both values."""
+        new = config.parse({"task": {"lr": 0.1}, table: {key: value}}, base_dir="/a")
+        allowed, refused = config.changes(self.OLD, new)
+        assert allowed == ()
+        assert [change.key for change in refused] == [f"{table}.{key}"]
+        assert config.fingerprint(new) != config.fingerprint(self.OLD)
+
+    def test_another_mode_or_privacy_is_refused(self) -> None:
+        """Each key that came or went is listed; so is [task], which the clipped sums are computed from."""
+        before = config.parse({"mode": {"kind": "sync"}})
+        after = config.parse(PRIVATE | {"task": {"lr": 0.2}})
+        refused = {change.key: str(change) for change in config.changes(before, after)[1]}
+        assert refused["privacy.epsilon"] == "privacy.epsilon: not there -> 3.0"
+        assert "task.lr" in refused
+        kinds = config.changes(self.OLD, before)[1]
+        assert "mode.kind" in {change.key for change in kinds}
+
+    def test_a_moved_folder_is_no_change(self) -> None:
+        """State and model files move with their federation.toml."""
+        source = {"model": {"initial": "m.safetensors"}, "task": {"lr": 0.1}}
+        here, there = config.parse(source, base_dir="/a"), config.parse(source, base_dir="/b")
+        assert config.changes(here, there) == ((), ())
+        assert config.fingerprint(here) == config.fingerprint(there)
+
+
+class TestStop:
+    @pytest.mark.parametrize(
+        ("metric", "value", "reached"),
+        [
+            ("accuracy", 0.9, True),
+            ("accuracy", 0.89, False),
+            ("val_loss", 0.89, True),
+            ("val_loss", 0.91, False),
+        ],
+    )
+    def test_a_target_is_reached_from_its_side(self, metric: str, value: float, reached: bool) -> None:
+        """Losses and errors fall, everything else rises."""
+        assert config.Stop(metric=metric, target=0.9).reached(value) is reached
+
+    def test_nan_reaches_nothing(self) -> None:
+        """A model that has diverged is not done."""
+        assert not config.Stop(metric="loss", target=0.9).reached(math.nan)
+
+
+class TestDocs:
+    """docs/configuration.md says of every key what the code says."""
+
+    TEXT = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+    def documented(self) -> set[tuple[str, str, str, str, str]]:
+        """(table, kind, key, default, may hold) of every row."""
+        rows = set()
+        table = kind = ""
+        for line in self.TEXT.splitlines():
+            if line.startswith("## "):
+                table, kind = line.removeprefix("## ").strip("[]"), ""
+            elif found := re.match(r'`kind = "(\w+)"`', line):
+                kind = found[1]
+            elif line.startswith("| `"):
+                key, default, holds = (cell.strip() for cell in line.split("|")[1:4])
+                rows.add((table, kind, key.strip("`"), default.strip("`"), holds))
+        return rows
+
+    def test_every_key_with_its_default_and_range(self) -> None:
+        """Neither more nor less."""
+        expected = set()
+        for table in reading.table_names():
+            for struct in reading.structs_of(table):
+                for key in reading.keys(struct).values():
+                    line = next(
+                        row
+                        for row in writing.key_lines(struct)
+                        if row.startswith((f"{key.name} =", f"# {key.name} ="))
+                    )
+                    default = (
+                        "" if line.startswith("#") else line.partition(" = ")[2].partition("  #")[0].strip()
+                    )
+                    expected.add(
+                        (table, getattr(struct, "kind", ""), key.name, default, reading.may_hold(key))
+                    )
+        assert self.documented() == expected
+
+    def test_what_a_restart_may_change(self) -> None:
+        """The last section lists what `changes` allows."""
+        section = self.TEXT.split("## What a restart may change")[1]
+        named = set(re.findall(r"`(?:\w+\.)?(\w+)`", section)) | set(re.findall(r"`\[(\w+)\]`", section))
+        allowed = {key.split(".")[1] for key in restart.FREE_KEYS} | restart.FREE_TABLES | {"task"}
+        assert named == allowed
