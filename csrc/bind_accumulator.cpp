@@ -1,0 +1,231 @@
+// Accumulator and Norm: the bindings that have a state.
+//
+// Rules:
+//  - A state has a mutex, taken only with the GIL released: two threads may use one object, and nobody waits for the
+//    mutex while holding the GIL.
+//  - Updates are folded by fours, which halves the traffic of the totals. Until four have come an update is kept by
+//    reference, but only where nothing can change or close it: bytes, and memoryviews of bytes. Others are folded at
+//    once. Integers commute, so the difference cannot be seen.
+//  - All checks are made when an update is added, so an error belongs to the call that caused it.
+
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "arguments.h"
+#include "bindings.h"
+#include "dispatch.h"
+#include "sums.h"
+
+namespace fedmq {
+namespace {
+
+constexpr std::size_t kFoldAtOnce = 4;
+constexpr std::size_t kKeptBytes = std::size_t{64} << 20;  // larger updates are not kept: four of them are a lot of memory
+
+// The immutable bytes that a payload's memory belongs to; null if it is anything else.
+py::object immutable_owner(py::handle payload) {
+    PyObject* object = payload.ptr();
+    if (PyMemoryView_Check(object)) object = PyMemoryView_GET_BASE(object);
+    if (object == nullptr || !PyBytes_CheckExact(object)) return py::object();
+    return py::reinterpret_borrow<py::object>(object);
+}
+
+class Accumulator {
+public:
+    Accumulator(py::handle n, py::handle frac_bits, py::handle offset, py::handle threads)
+        : sum_(checked(n, frac_bits, offset, threads)) {}
+
+    py::object add(py::handle payload, py::handle encoding, py::handle weight, py::handle norm, py::handle max_norm,
+                   bool truncate) {
+        const Payload update = payload_argument(payload, "payload", encoding_argument(encoding), sum_.n());
+        Addition how;
+        how.weight = weight_argument(weight, "weight");
+        if (!norm.is_none()) how.norm = nonnegative_argument(norm, "norm");
+        if (!max_norm.is_none()) how.max_norm = positive_argument(max_norm, "max_norm");
+        how.truncate = truncate;
+        py::object owner;
+        if (update.memory.size() <= kKeptBytes) owner = immutable_owner(payload);
+
+        std::optional<double> computed;
+        std::vector<py::object> released;
+        {
+            const py::gil_scoped_release unlocked;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            waiting_.reserve(kFoldAtOnce);
+            owners_.reserve(kFoldAtOnce);
+            waiting_.push_back(sum_.admit(update.view, how, computed));
+            const bool keep = static_cast<bool>(owner);
+            if (keep) owners_.push_back(std::move(owner));
+            if (!keep || waiting_.size() == kFoldAtOnce) released = fold();
+        }
+        if (!computed) return py::none();
+        return py::float_(*computed);
+    }
+
+    void add_noise(py::handle sigma, py::handle key, py::handle nonce) {
+        const double deviation = nonnegative_argument(sigma, "sigma");
+        const auto secret = key_argument(key);
+        const auto number = nonce_argument(nonce);
+        const py::gil_scoped_release unlocked;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        sum_.add_noise(deviation, secret.data(), number.data());
+    }
+
+    py::object mean(py::handle denominator, py::handle out) {
+        const double divisor = sum_.divisor(positive_argument(denominator, "denominator"));
+        Floats result = output_argument(out, sum_.n());
+        std::vector<py::object> released;
+        {
+            const py::gil_scoped_release unlocked;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            released = fold();
+            sum_.mean(divisor, result.data);
+        }
+        return std::move(result.owner);
+    }
+
+    void merge(py::handle object) {
+        if (!py::isinstance<Accumulator>(object)) {
+            throw py::type_error("other must be an Accumulator of this backend, not " + type_name(object));
+        }
+        Accumulator& other = object.cast<Accumulator&>();
+        std::vector<py::object> released, also_released;
+        const py::gil_scoped_release unlocked;
+        if (this == &other) {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            released = fold();
+            sum_.merge(sum_);
+        } else {
+            const std::scoped_lock lock(mutex_, other.mutex_);
+            released = fold();
+            also_released = other.fold();
+            sum_.merge(other.sum_);
+        }
+    }
+
+    void reset() {
+        std::vector<py::object> released;
+        const py::gil_scoped_release unlocked;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        waiting_.clear();
+        released.swap(owners_);
+        sum_.reset();
+    }
+
+    py::array_t<std::int64_t> totals() {
+        py::array_t<std::int64_t> result(static_cast<py::ssize_t>(sum_.n()));
+        std::int64_t* out = result.mutable_data();
+        std::vector<py::object> released;
+        {
+            const py::gil_scoped_release unlocked;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            released = fold();
+            sum_.copy_totals(out);
+        }
+        return result;
+    }
+
+private:
+    static ExactSum checked(py::handle n, py::handle frac_bits, py::handle offset, py::handle threads) {
+        constexpr std::int64_t most = std::int64_t{1} << 62;
+        constexpr std::int64_t step = 1024;
+        const auto size = static_cast<std::size_t>(count_argument(n, "n", 0, most));
+        const auto bits = static_cast<int>(count_argument(frac_bits, "frac_bits", kMinFracBits, kMaxFracBits));
+        const auto start = static_cast<std::uint64_t>(count_argument(offset, "offset", 0, most));
+        if (start % step != 0) {
+            throw py::value_error("offset must be a multiple of 1024, not " + std::to_string(start));
+        }
+        return ExactSum(size, bits, start, threads_argument(threads));
+    }
+
+    // Adds what waits. The caller destroys the owners when it has the GIL again.
+    std::vector<py::object> fold() {
+        sum_.fold(waiting_.data(), waiting_.size());
+        waiting_.clear();
+        return std::exchange(owners_, {});
+    }
+
+    std::mutex mutex_;
+    ExactSum sum_;
+    std::vector<Row> waiting_;
+    std::vector<py::object> owners_;  // of the memory of `waiting_`
+};
+
+// The norm of a payload that arrives in pieces: a block of the sum of squares at a time.
+class Norm {
+public:
+    explicit Norm(py::handle encoding)
+        : encoding_(encoding_argument(encoding)), block_bytes_(payload_size(encoding_, kNormBlock)) {}
+
+    void update(py::handle data) {
+        const Memory piece = bytes_argument(data, "data", encoding_);
+        const py::gil_scoped_release unlocked;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::byte* at = piece.data();
+        std::size_t left = piece.size();
+        if (!pending_.empty()) {
+            const std::size_t missing = block_bytes_ - pending_.size();
+            const std::size_t taken = left < missing ? left : missing;
+            pending_.insert(pending_.end(), at, at + taken);
+            at += taken;
+            left -= taken;
+            if (pending_.size() < block_bytes_) return;
+            total_ += block_sum(pending_.data(), kNormBlock);
+            pending_.clear();
+        }
+        for (; left >= block_bytes_; at += block_bytes_, left -= block_bytes_) total_ += block_sum(at, kNormBlock);
+        pending_.assign(at, at + left);
+    }
+
+    double value() {
+        const py::gil_scoped_release unlocked;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (pending_.empty()) return std::sqrt(total_);
+        const std::size_t n = element_count(pending_.size(), "the data so far", encoding_);
+        return std::sqrt(total_ + block_sum(pending_.data(), n));
+    }
+
+private:
+    double block_sum(const std::byte* data, std::size_t n) const {
+        double sum = 0.0;
+        kernels().square_blocks(View{data, encoding_, n}, &sum, 0, n);
+        return sum;
+    }
+
+    const Encoding encoding_;
+    const std::size_t block_bytes_;
+    std::mutex mutex_;
+    std::vector<std::byte> pending_;  // less than a block
+    double total_ = 0.0;
+};
+
+}  // namespace
+
+void bind_accumulator(py::module_& module) {
+    py::class_<Accumulator>(module, "Accumulator", "The exact, order-independent weighted sum of encoded updates.")
+        .def(py::init<py::handle, py::handle, py::handle, py::handle>(), py::arg("n"), py::kw_only(),
+             py::arg("frac_bits"), py::arg("offset") = 0, py::arg("threads") = py::none())
+        .def("add", &Accumulator::add, py::arg("payload"), py::kw_only(), py::arg("encoding") = "f32",
+             py::arg("weight") = 1.0, py::arg("norm") = py::none(), py::arg("max_norm") = py::none(),
+             py::arg("truncate") = false, "Add weight · update.")
+        .def("add_noise", &Accumulator::add_noise, py::arg("sigma"), py::kw_only(), py::arg("key"), py::arg("nonce"),
+             "Add rounded Gaussian noise to the sum.")
+        .def("mean", &Accumulator::mean, py::arg("denominator"), py::arg("out") = py::none(),
+             "Return the sum divided by `denominator`, as float32.")
+        .def("merge", &Accumulator::merge, py::arg("other"),
+             "Add what another accumulator of the same n, frac_bits and offset holds.")
+        .def("reset", &Accumulator::reset, "Make the sum zero again.")
+        .def("totals", &Accumulator::totals, "Return a copy of the sum, int64[n], in units of 2^-frac_bits.");
+
+    py::class_<Norm>(module, "Norm", "The norm of a payload that arrives in pieces.")
+        .def(py::init<py::handle>(), py::arg("encoding") = "f32")
+        .def("update", &Norm::update, py::arg("data"), "Take the next bytes, any number of them.")
+        .def("value", &Norm::value, "Return the norm of what has come so far, which must end with a whole value.");
+}
+
+}  // namespace fedmq

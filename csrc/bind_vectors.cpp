@@ -1,0 +1,101 @@
+// Functions of one vector: sums of squares, clipping, noise, server optimizers.
+
+#include <cmath>
+
+#include "arguments.h"
+#include "bindings.h"
+#include "dispatch.h"
+#include "pool.h"
+#include "sums.h"
+
+namespace fedmq {
+namespace {
+
+double squares(py::handle payload, py::handle encoding, py::handle threads) {
+    const Payload update = payload_argument(payload, "payload", encoding_argument(encoding));
+    const int workers = threads_argument(threads);
+    const py::gil_scoped_release unlocked;
+    return sum_squares(update.view, workers);
+}
+
+double clip(py::handle x, py::handle max_norm, py::handle threads) {
+    const Floats floats = floats_argument(x, "x", Access::write);
+    const double limit = positive_argument(max_norm, "max_norm");
+    const int workers = threads_argument(threads);
+    const py::gil_scoped_release unlocked;
+    const View view{reinterpret_cast<const std::byte*>(floats.data), Encoding::f32, floats.n};
+    const double norm = norm_of(view, workers);
+    if (!(norm < HUGE_VAL)) {
+        throw std::invalid_argument("x must be finite to be clipped; it holds a NaN or an infinity");
+    }
+    if (norm > limit) {
+        const double factor = limit / norm;
+        const KernelTable& kernel = kernels();
+        parallel_for(floats.n, kRangeStep, workers, [&](std::size_t first, std::size_t last) {
+            kernel.multiply(floats.data, factor, first, last);
+        });
+    }
+    return norm;
+}
+
+void add_gaussian(py::handle x, py::handle sigma, py::handle key, py::handle nonce, py::handle offset,
+                  py::handle threads) {
+    const Floats floats = floats_argument(x, "x", Access::write);
+    const double deviation = nonnegative_argument(sigma, "sigma");
+    const auto secret = key_argument(key);
+    const auto number = nonce_argument(nonce);
+    const Stream stream{secret.data(), number.data(), offset_argument(offset, floats.n)};
+    const int workers = threads_argument(threads);
+    const py::gil_scoped_release unlocked;
+    const KernelTable& kernel = kernels();
+    parallel_for(floats.n, kRangeStep, workers, [&](std::size_t first, std::size_t last) {
+        kernel.add_gaussian(floats.data, deviation, stream, first, last);
+    });
+}
+
+void sgd(py::handle params, py::handle delta, py::handle lr, py::handle threads) {
+    const double rate = nonnegative_argument(lr, "lr");
+    const Floats w = floats_argument(params, "params", Access::write);
+    const int workers = threads_argument(threads);
+    const Floats d = floats_argument(delta, "delta", Access::read, w.n);
+    const py::gil_scoped_release unlocked;
+    const KernelTable& kernel = kernels();
+    parallel_for(w.n, kRangeStep, workers, [&](std::size_t first, std::size_t last) {
+        kernel.sgd(w.data, d.data, rate, first, last);
+    });
+}
+
+void momentum(py::handle params, py::handle velocity, py::handle delta, py::handle lr, py::handle beta,
+              py::handle threads) {
+    const double rate = nonnegative_argument(lr, "lr");
+    const double decay = fraction_argument(beta, "beta");
+    const Floats w = floats_argument(params, "params", Access::write);
+    const Floats v = floats_argument(velocity, "velocity", Access::write, w.n);
+    const int workers = threads_argument(threads);
+    const Floats d = floats_argument(delta, "delta", Access::read, w.n);
+    const py::gil_scoped_release unlocked;
+    const KernelTable& kernel = kernels();
+    parallel_for(w.n, kRangeStep, workers, [&](std::size_t first, std::size_t last) {
+        kernel.momentum(w.data, v.data, d.data, rate, decay, first, last);
+    });
+}
+
+}  // namespace
+
+void bind_vectors(py::module_& module) {
+    module.def("sum_squares", &squares, py::arg("payload"), py::kw_only(), py::arg("encoding") = "f32",
+               py::arg("threads") = py::none(),
+               "Return the sum of the squares of a payload's values; inf or NaN when it holds one.");
+    module.def("clip_", &clip, py::arg("x"), py::arg("max_norm"), py::kw_only(), py::arg("threads") = py::none(),
+               "Scale `x` in place so that its norm is at most `max_norm`; return the norm that it had.");
+    module.def("add_gaussian_", &add_gaussian, py::arg("x"), py::arg("sigma"), py::kw_only(), py::arg("key"),
+               py::arg("nonce"), py::arg("offset") = 0, py::arg("threads") = py::none(),
+               "Add Gaussian noise to `x`, in place: x_j + sigma · normal(offset + j).");
+    module.def("sgd_", &sgd, py::arg("params"), py::arg("delta"), py::kw_only(), py::arg("lr"),
+               py::arg("threads") = py::none(), "w = w + lr · d, in place.");
+    module.def("momentum_", &momentum, py::arg("params"), py::arg("velocity"), py::arg("delta"), py::kw_only(),
+               py::arg("lr"), py::arg("beta") = 0.9, py::arg("threads") = py::none(),
+               "v = β · v + d; w = w + lr · v, in place.");
+}
+
+}  // namespace fedmq

@@ -1,0 +1,73 @@
+// The kernels of one instruction-set level, and the choice between levels.
+//
+// Rules:
+//  - Every level gives the same bits; the choice is about speed only.
+//  - It is made once, at the first use: the best level that both this build and this CPU have, or FEDMQ_ISA.
+//  - Kernels are serial, take ranges [first, last) of elements, never throw and never allocate.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "buffer.h"
+
+namespace fedmq {
+
+// One update of a fold: element j contributes x_j · scale to the sum.
+struct Row {
+    View payload;
+    double scale;
+    bool truncate;  // exact folds only: round toward zero instead of to nearest even
+};
+
+// Where a keyed stream stands: RFC 8439's key and nonce, and the position of the array's element 0 in the stream.
+struct Stream {
+    const std::uint8_t* key;    // 32 bytes
+    const std::uint8_t* nonce;  // 12 bytes
+    std::uint64_t offset;
+};
+
+// A norm is the root of a sum over blocks of this many elements; see kernels/norm.inc.
+constexpr std::size_t kNormBlock = std::size_t{16} << 10;
+
+// Every range that a kernel gets starts at a multiple of this many elements: whole blocks of every encoding and norm.
+constexpr std::size_t kRangeStep = kNormBlock;
+
+struct KernelTable {
+    const char* isa;
+
+    // fold.inc
+    void (*fold_exact)(std::int64_t* totals, const Row* rows, std::size_t count, std::size_t first, std::size_t last);
+    void (*divide_exact)(const std::int64_t* totals, double divisor, f32u* out, std::size_t first, std::size_t last);
+    void (*mean_exact)(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
+                       std::size_t last);
+    void (*mean_f64)(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
+                     std::size_t last);
+    void (*mean_f32)(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
+                     std::size_t last);
+
+    // norm.inc
+    float (*largest)(const View& payload, std::size_t first, std::size_t last);
+    void (*square_blocks)(const View& payload, double* blocks, std::size_t first, std::size_t last);
+    void (*multiply)(f32u* x, double factor, std::size_t first, std::size_t last);
+
+    // noise.inc
+    void (*add_gaussian)(f32u* x, double sigma, const Stream& stream, std::size_t first, std::size_t last);
+    void (*add_gaussian_exact)(std::int64_t* totals, double scale, const Stream& stream, std::size_t first,
+                               std::size_t last);
+
+    // codec.inc
+    void (*encode)(const f32u* x, Encoding encoding, std::byte* data, const Stream& stream, std::size_t first,
+                   std::size_t last);
+    void (*decode)(const View& payload, float* out, std::size_t first, std::size_t last);
+
+    // optimizers.inc
+    void (*sgd)(f32u* w, const f32u* d, double lr, std::size_t first, std::size_t last);
+    void (*momentum)(f32u* w, f32u* v, const f32u* d, double lr, double beta, std::size_t first, std::size_t last);
+};
+
+// The table of the level in use. Throws std::invalid_argument when FEDMQ_ISA names a level that is unknown, that
+// this build lacks or that this CPU lacks.
+const KernelTable& kernels();
+
+}  // namespace fedmq
