@@ -1,0 +1,181 @@
+"""How much noise a private version gets, and from which stream.
+
+A mechanism says, from the configuration alone, what the aggregator does with a frozen buffer:
+
+    d = ( Σ clip(Δᵢ) + N(0, σ² I) ) / D
+
+* Every number here is public: the bound, σ and D depend on no data, nor on how many updates arrived.
+* Clipping is the broker's, whatever the worker did. Projecting onto a ball is non-expansive, so that a sum of
+  clipped gradients that is clipped once more is no more sensitive than before.
+* The noise key of a version is derived from the master key, the version and everything that is folded. The same
+  rows folded again, after a crash, get the same noise; other rows never do: equal noise under two different
+  sums would cancel.
+"""
+
+import hashlib
+import hmac
+import math
+import struct
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from ..errors import PrivacyError
+
+from .accounting import Spend
+
+__all__ = ["NOISE_NONCE", "RecordLevel", "WorkerLevel", "frozen_digest", "noise_key"]
+
+NOISE_NONCE: Final = bytes(12)
+"""Each version has its own key, so that the nonce may be constant."""
+
+
+class RecordLevel(msgspec.Struct, frozen=True):
+    """Each update is a sum of clipped per-example gradients over a Poisson batch; the noise is drawn once.
+
+    Parameters
+    ----------
+    max_grad_norm : float
+        S, the clip norm of one example's gradient: the sensitivity of the sum to one record.
+    noise_multiplier : float
+        z.
+    sampling_rate : float
+        q, the probability with which each record takes part in a step.
+    divisor : float
+        D, a public constant: the expected batch, q times the number of records.
+    max_batch : int
+        b, the largest batch of one worker that still fits; a larger sum is scaled down to b·S.
+
+    References
+    ----------
+    Abadi et al., *Deep Learning with Differential Privacy*, arXiv:1607.00133.
+    """
+
+    max_grad_norm: float
+    noise_multiplier: float
+    sampling_rate: float
+    divisor: float
+    max_batch: int
+
+    def __post_init__(self) -> None:
+        _check_positive("max_grad_norm", self.max_grad_norm)
+        _check_positive("divisor", self.divisor)
+        _check_positive("max_batch", self.max_batch)
+        Spend(self.noise_multiplier, self.sampling_rate)
+
+    @property
+    def max_update_norm(self) -> float:
+        """What an update is clipped to, b·S; also the bound B of the exact sum's grid."""
+        return self.max_batch * self.max_grad_norm
+
+    @property
+    def sigma(self) -> float:
+        """The noise's standard deviation on the sum, z·S."""
+        return self.noise_multiplier * self.max_grad_norm
+
+    @property
+    def denominator(self) -> float:
+        """D."""
+        return self.divisor
+
+    @property
+    def spend(self) -> Spend:
+        """What one version costs each record."""
+        return Spend(self.noise_multiplier, self.sampling_rate)
+
+
+class WorkerLevel(msgspec.Struct, frozen=True):
+    """Whole updates are clipped; a worker's part in the federation is hidden, not a record's.
+
+    Parameters
+    ----------
+    clip_norm : float
+        S, the clip norm of an update.
+    noise_multiplier : float
+        z.
+    updates : int
+        K, the size of a buffer. A shorter one is not released.
+    max_weight, mean_weight : float
+        w_max and w̄, constants; 1 with uniform weights. Example counts are private themselves.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    updates: int
+    max_weight: float = 1.0
+    mean_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("clip_norm", self.clip_norm)
+        _check_positive("updates", self.updates)
+        _check_positive("max_weight", self.max_weight)
+        _check_positive("mean_weight", self.mean_weight)
+        Spend(self.noise_multiplier)
+
+    @property
+    def max_update_norm(self) -> float:
+        """S."""
+        return self.clip_norm
+
+    @property
+    def sigma(self) -> float:
+        """z·S·w_max."""
+        return self.noise_multiplier * self.clip_norm * self.max_weight
+
+    @property
+    def denominator(self) -> float:
+        """K·w̄."""
+        return self.updates * self.mean_weight
+
+    @property
+    def spend(self) -> Spend:
+        """What one version costs each worker in it. Arrivals are no Poisson sample: nothing is amplified."""
+        return Spend(self.noise_multiplier)
+
+
+def frozen_digest(rows: Iterable[tuple[bytes, bytes]], *, frac_bits: int, sigma: float) -> bytes:
+    """Name everything that a private sum is made of, in 32 bytes.
+
+    Parameters
+    ----------
+    rows : iterable of (task id, payload digest)
+        The frozen updates; their order does not matter.
+    frac_bits : int
+        F, the grid of the exact sum.
+    sigma : float
+        The noise's standard deviation.
+    """
+    sha = hashlib.sha256(b"fedmq frozen 1" + struct.pack("<qd", frac_bits, sigma))
+    for row in sorted(rows):
+        for part in row:
+            sha.update(struct.pack("<q", len(part)) + part)
+    return sha.digest()
+
+
+def noise_key(master_key: bytes, *, version: int, frozen: bytes) -> bytes:
+    """The 32-byte ChaCha20 key of one version's noise (HKDF-SHA256, RFC 5869).
+
+    Parameters
+    ----------
+    master_key : bytes
+        At least 32 random bytes from the broker's state folder, as sensitive as the raw updates.
+    version : int
+        The version that is made.
+    frozen : bytes
+        `frozen_digest` of what it is made of.
+
+    Raises
+    ------
+    PrivacyError
+        When the master key is shorter than 32 bytes.
+    """
+    if len(master_key) < 32:
+        raise PrivacyError(f"the master noise key must be at least 32 bytes, got {len(master_key)}")
+    secret = hmac.digest(b"fedmq noise 1", master_key, "sha256")
+    return hmac.digest(secret, struct.pack("<q", version) + frozen + b"\x01", "sha256")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise PrivacyError(f"{name} must be positive and finite, got {value}")
