@@ -1,0 +1,1 @@
+"""Ready-made client apps for torch, Flower and scikit-learn."""
