@@ -1,0 +1,256 @@
+"""A frozen buffer becomes the next version: one pass, tile by tile, in the aggregation thread.
+
+    total = Σ wᵢ Δᵢ  (exact integers)  →  + noise  →  / D  →  optimizer  →  the next version's files
+
+Rules that hold here:
+
+- A `FoldJob` says all that there is to know. The same job gives the same bytes, whatever the order of its
+  rows, the size of a tile, the number of threads, the kernels' backend, and however often it is folded
+  again after a crash.
+- Memory is a few tiles. Payloads, the previous version and the optimizer's state are read through maps;
+  the next files are written as they come.
+- Nothing is visible until everything is durable (`VersionWriter.commit`); the journal names it afterwards.
+- Under privacy an update that is not finite counts as zero and keeps its slot: who is in a buffer must not
+  depend on data. Without privacy such an update was never accepted.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from fedmq.fedcore import kernels
+from fedmq.fedcore.codecs import payload_size
+from fedmq.fedcore.config import Optimizer
+from fedmq.fedcore.errors import StateError
+from fedmq.fedcore.layout import Flat
+from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel, frozen_digest, noise_key
+from fedmq.fedcore.strategy import optimizers
+from fedmq.fedcore.strategy.rules import Share, Weighting, denominator
+
+from .events import Folded
+from .rows import AcceptRow, VersionInfo
+from .store.spool import Spool
+from .store.versions import VersionStore
+
+__all__ = ["TILE", "FoldJob", "Release", "fold", "plan_fold"]
+
+TILE: Final = 1 << 20
+"""Elements that are folded at a time; a multiple of 16 Ki, so that no tile cuts a block of noise or norm."""
+
+PRIVATE_ROWS: Final = 1024
+"""The grid of a private sum is laid for this many rows, or the next power of two above their number."""
+
+
+class Release(msgspec.Struct, frozen=True):
+    """What privacy demands of one version.
+
+    Attributes
+    ----------
+    max_norm
+        Each update is scaled down to it, rounding toward zero.
+    sigma
+        The standard deviation of the noise on the sum.
+    key
+        32 bytes: the stream of this version's noise, and of no other.
+    """
+
+    max_norm: float
+    sigma: float
+    key: bytes
+
+
+class FoldJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What to fold, and onto what.
+
+    Attributes
+    ----------
+    base
+        The version that the buffer builds on; the job makes the one after it.
+    rows
+        The frozen buffer. A row without `inline` has its payload in the spool.
+    frac_bits
+        F, the grid of the exact sum.
+    denominator
+        D.
+    optimizer
+        The server optimizer, as configured.
+    release
+        None without privacy.
+    threads
+        Of the kernels; None leaves it to them.
+    """
+
+    base: VersionInfo
+    rows: tuple[AcceptRow, ...]
+    frac_bits: int
+    denominator: float
+    optimizer: Optimizer
+    release: Release | None = None
+    threads: int | None = None
+
+
+def plan_fold(
+    base: VersionInfo,
+    rows: Sequence[AcceptRow],
+    *,
+    weighting: Weighting,
+    optimizer: Optimizer,
+    mechanism: RecordLevel | None = None,
+    master_key: bytes = b"",
+    threads: int | None = None,
+) -> FoldJob:
+    """Derive everything about a fold from what was accepted and what was configured.
+
+    Parameters
+    ----------
+    base
+        The version that the buffer builds on.
+    rows
+        The frozen buffer, in any order, their inline payloads filled in.
+    weighting
+        What divides: the sum of example counts, or the number of updates (`strategy.rules`).
+    mechanism, master_key
+        With privacy: the constants of the mechanism and the key that noise keys derive from.
+
+    Raises
+    ------
+    ValueError
+        When there is nothing to fold without privacy, or a row cannot be in a buffer: a norm that is
+        not finite, or a weight other than 1 in a private sum.
+    """
+    rows = tuple(sorted(rows, key=lambda row: row.task))
+    if mechanism is not None:
+        return _plan_private(base, rows, optimizer, mechanism, master_key, threads)
+    shares = (Share(row.weight, row.examples if weighting == "examples" else 1) for row in rows)
+    bounds = [row.weight * row.norm for row in rows]
+    if not all(map(math.isfinite, bounds)):
+        raise ValueError("a frozen buffer holds an update whose norm is not finite")
+    return FoldJob(
+        base=base,
+        rows=rows,
+        frac_bits=kernels.frac_bits_for(max(bounds, default=0.0), len(rows)),
+        denominator=denominator(shares),
+        optimizer=optimizer,
+        threads=threads,
+    )
+
+
+def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE) -> Folded:
+    """Make the next version's files from a job; durable, and not yet named by the journal, on return.
+
+    Parameters
+    ----------
+    tile
+        Elements folded at a time, a multiple of 16 Ki. The result does not depend on it.
+
+    Raises
+    ------
+    StateError
+        When a file is missing, damaged or cannot be written, or the next version would not be finite.
+        The previous version is untouched.
+    """
+    started = time.monotonic()
+    version = job.base.version + 1
+    file = versions.file(job.base.version)
+    layout = versions.layout(job.base.version)
+    if (layout.digest, layout.n) != (job.base.layout, job.base.n):
+        raise StateError(f"{versions.path(job.base.version)} does not have the layout that the journal says")
+    optimizer = optimizers.make(job.optimizer)
+    tau_max = max((row.tau for row in job.rows), default=0)
+    base = layout.flat(file)
+    states = {slot: versions.state(job.base.version, slot, layout.n) for slot in optimizer.slots}
+    norm = kernels.Norm("f32")
+    delta = np.empty(min(tile, layout.n), np.float32)
+    with versions.writer(version, optimizer.slots) as writer:
+        writer.model(file[: layout.data_start])
+        for start in range(0, layout.n, tile):
+            stop = min(start + tile, layout.n)
+            d = _combine(job, spool, start, stop, delta[: stop - start])
+            norm.update(d.data)
+            params = base[start:stop].copy()
+            state = {slot: array[start:stop].copy() for slot, array in states.items()}
+            optimizer.apply(params, [*state.values()], d, step=version, tau_max=tau_max, threads=job.threads)
+            if not np.isfinite(params).all():
+                raise StateError(
+                    f"version {version} would not be finite: the federation has diverged; start again with a "
+                    "smaller optimizer.lr or aggregate.max_update_norm"
+                )
+            writer.model(params.data)
+            for slot, array in state.items():
+                writer.state(slot, array.data)
+        writer.model(file[layout.data_start + 4 * layout.n :])
+        written = writer.commit()
+    # What this fold built on is committed, so nothing will fold onto an older version again.
+    versions.delete_states_before(job.base.version)
+    return Folded(
+        info=VersionInfo(
+            version=version, digest=written.digest, size=written.size, layout=layout.digest, n=layout.n
+        ),
+        updates=len(job.rows),
+        examples=sum(row.examples for row in job.rows),
+        frac_bits=job.frac_bits,
+        denominator=job.denominator,
+        update_norm=norm.value(),
+        seconds=time.monotonic() - started,
+        sigma=job.release.sigma if job.release else 0.0,
+        noise_key=job.release.key if job.release else None,
+    )
+
+
+def _plan_private(
+    base: VersionInfo,
+    rows: tuple[AcceptRow, ...],
+    optimizer: Optimizer,
+    mechanism: RecordLevel,
+    master_key: bytes,
+    threads: int | None,
+) -> FoldJob:
+    if any(row.weight != 1.0 for row in rows):
+        raise ValueError("a private sum holds an update whose weight is not 1")
+    # The grid must be public as well: it depends on constants, and on how many came only beyond 1024.
+    most = max(PRIVATE_ROWS, 1 << (len(rows) - 1).bit_length() if rows else 0)
+    frac_bits = kernels.frac_bits_for(mechanism.max_update_norm, most, mechanism.sigma)
+    frozen = frozen_digest(((r.task, r.digest) for r in rows), frac_bits=frac_bits, sigma=mechanism.sigma)
+    key = noise_key(master_key, version=base.version + 1, frozen=frozen)
+    return FoldJob(
+        base=base,
+        rows=rows,
+        frac_bits=frac_bits,
+        denominator=mechanism.denominator,
+        optimizer=optimizer,
+        release=Release(mechanism.max_update_norm, mechanism.sigma, key),
+        threads=threads,
+    )
+
+
+def _combine(job: FoldJob, spool: Spool, start: int, stop: int, out: Flat) -> Flat:
+    """Elements [start, stop) of the combined update, into `out`."""
+    release = job.release
+    total = kernels.Accumulator(stop - start, frac_bits=job.frac_bits, offset=start, threads=job.threads)
+    for row in job.rows:
+        if release is not None and not math.isfinite(row.norm):
+            continue
+        first, last = payload_size(row.encoding, start), payload_size(row.encoding, stop)
+        part = (
+            memoryview(row.inline)[first:last]
+            if row.inline is not None
+            else spool.payload(row.task, first, last)
+        )
+        if release is None:
+            total.add(part, encoding=row.encoding, weight=row.weight)
+        else:
+            total.add(
+                part,
+                encoding=row.encoding,
+                weight=row.weight,
+                norm=row.norm,
+                max_norm=release.max_norm,
+                truncate=True,
+            )
+    if release is not None:
+        total.add_noise(release.sigma, key=release.key, nonce=NOISE_NONCE)
+    return total.mean(job.denominator, out=out)

@@ -1,0 +1,267 @@
+"""The thin body around the mind: the I/O loop, which tells it events and carries out its actions.
+
+Rules that hold here:
+
+- One thread runs the loop, owns the sockets and calls the mind. It never waits for a disk or a kernel.
+- A commit's `then` is carried out when its rows, and those of every commit before it, are durable. The
+  commits of one turn are handed over together, so that one fsync serves them.
+- `Exit` waits for what was promised (commits) and for what is on its way out, for a moment.
+- When a thread fails the loop ends with its error: a daemon that cannot keep its word stops.
+"""
+
+import collections
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from fedmq.fedcore import wire
+from fedmq.fedcore.errors import StateError
+
+from .control import ControlServer
+from .events import (
+    Action,
+    Adopt,
+    Collect,
+    Commit,
+    Discard,
+    Drop,
+    Evaluate,
+    Event,
+    Exit,
+    Fold,
+    Note,
+    OpenUpload,
+    Reply,
+    Seal,
+    Send,
+    SendBlock,
+    Tell,
+    Tick,
+    Unreachable,
+    Wake,
+    WritePart,
+)
+from .inbox import Inbox
+from .notes import NoteLog
+from .rows import CounterRow, Row, VersionRow
+from .store.versions import VersionStore
+from .threads import Durable, Failed, Halt, Notice, Service, Spooling
+from .transport import Transport
+
+FLUSH_S = 2.0
+"""How long an exit waits for peers that do not take what was sent."""
+
+
+class Mind(Protocol):
+    """What the body knows of a coordinator."""
+
+    def start(self, now: float) -> list[Action]:
+        """The first actions."""
+        ...
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about an event."""
+        ...
+
+
+class Body:
+    """The I/O loop of one broker.
+
+    Parameters
+    ----------
+    mind : Mind
+    transport : Transport
+    control : ControlServer
+    inbox : Inbox
+        Where the threads put what they have done.
+    store, spooler, folder, judge : Service
+        The threads; they end with the loop.
+    versions : VersionStore
+        Whose files blocks are served from.
+    notes : NoteLog
+    figures : callable
+        What the process adds to a status reply.
+    """
+
+    def __init__(
+        self,
+        mind: Mind,
+        *,
+        transport: Transport,
+        control: ControlServer,
+        inbox: Inbox[Notice],
+        store: Service[tuple[Row, ...]],
+        spooler: Service[Spooling],
+        folder: Service[Fold],
+        judge: Service[Evaluate],
+        versions: VersionStore,
+        notes: NoteLog,
+        figures: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._mind = mind
+        self._transport = transport
+        self._control = control
+        self._inbox = inbox
+        self._store = store
+        self._spooler = spooler
+        self._folder = folder
+        self._judge = judge
+        self._versions = versions
+        self._notes = notes
+        self._figures = figures
+        self._promised: collections.deque[Commit] = collections.deque()
+        self._rows: list[tuple[Row, ...]] = []
+        self._status: set[int] = set()
+        self._saved_up = 0
+        self._saved_down = 0
+        self._wake_at: float | None = None
+        self._exit: Exit | None = None
+        self._halted: Exit | None = None
+        transport.watch(inbox)
+
+    def run(self) -> Exit:
+        """Run until the mind says `Exit`.
+
+        Raises
+        ------
+        StateError
+            When a promise can no longer be kept: a disk that is full, a damaged file.
+        """
+        self._carry_out(self._mind.start(time.monotonic()))
+        deadline: float | None = None
+        while True:
+            self._hand_over()
+            if self._halted is not None:
+                return self._halted
+            if self._exit is not None:
+                deadline = deadline or time.monotonic() + FLUSH_S
+                sent = self._transport.idle or time.monotonic() > deadline
+                if sent and not self._promised:
+                    self._store.put((self._traffic(),))
+                    return self._exit
+            self._transport.poll(self._timeout(deadline))
+            self._turn()
+
+    def _turn(self) -> None:
+        for notice in self._inbox.drain():
+            self._take(notice)
+        for event in self._transport.receive():
+            self._tell(event)
+        for command in self._control.receive():
+            if command.command == "status":
+                self._status.add(command.token)
+            self._tell(command)
+        if self._wake_at is not None and time.monotonic() >= self._wake_at:
+            self._wake_at = None
+            self._tell(Tick())
+        self._transport.retry()
+        while lost := self._transport.lost():
+            for peer in lost:
+                self._tell(Unreachable(peer))
+
+    def _take(self, notice: Notice) -> None:
+        match notice:
+            case Durable(commits):
+                for _ in range(commits):
+                    self._carry_out(self._promised.popleft().then)
+                    self._keep_empty_promises()
+            case Failed(thread, error):
+                if isinstance(error, OSError):
+                    raise StateError(f"the {thread} thread of the broker failed: {error}") from error
+                raise error
+            case Halt(reason):
+                self._halted = Exit(1, reason)
+            case _:
+                self._tell(notice)
+
+    def _tell(self, event: Event) -> None:
+        self._carry_out(self._mind.handle(event, time.monotonic()))
+
+    def _timeout(self, deadline: float | None) -> float | None:
+        ends = [at for at in (self._wake_at, deadline) if at is not None]
+        return max(min(ends) - time.monotonic(), 0.0) if ends else None
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Send(peer, message):
+                self._transport.send(peer, message)
+            case SendBlock():
+                self._send_block(action)
+            case Commit():
+                self._commit(action)
+            case Tell(event):
+                self._tell(event)
+            case OpenUpload() | WritePart() | Seal() | Discard() | Adopt() | Collect():
+                self._spooler.put(action)
+            case Fold():
+                self._folder.put(action)
+            case Evaluate():
+                self._judge.put(action)
+            case Wake(at):
+                self._wake_at = at
+            case Drop(peer):
+                self._transport.drop(peer)
+            case Reply(token, data):
+                self._reply(token, data)
+            case Note(level, text, fields):
+                self._notes.write(level, text, fields)
+            case Exit():
+                self._exit = action
+            case _:
+                raise TypeError(f"not an action of the broker's: {type(action).__name__}")
+
+    def _send_block(self, action: SendBlock) -> None:
+        try:
+            data = self._versions.block(action.version, action.offset, action.length)
+        except StateError as error:
+            self._transport.send(
+                action.peer,
+                wire.Error(
+                    ref=wire.Fetch.code,
+                    why="gone",
+                    reason=wire.clip(str(error)),
+                    version=action.version,
+                    offset=action.offset,
+                ),
+            )
+        else:
+            self._transport.send_block(action.peer, action.version, action.offset, data)
+
+    def _commit(self, commit: Commit) -> None:
+        if not commit.rows and not self._promised:
+            self._carry_out(commit.then)
+            return
+        self._promised.append(commit)
+        if commit.rows:
+            self._rows.append(commit.rows)
+
+    def _keep_empty_promises(self) -> None:
+        """Commits without rows were only waiting for those before them."""
+        while self._promised and not self._promised[0].rows:
+            self._carry_out(self._promised.popleft().then)
+
+    def _hand_over(self) -> None:
+        """Give the store thread the commits of this turn."""
+        for rows in self._rows:
+            if any(isinstance(row, VersionRow) for row in rows):
+                rows = (*rows, self._traffic())
+            self._store.put(rows)
+        self._rows.clear()
+
+    def _traffic(self) -> CounterRow:
+        """Bytes moved since this was last written: totals that a restart goes on from."""
+        up = self._transport.bytes_up - self._saved_up
+        down = self._transport.bytes_down - self._saved_down
+        self._saved_up += up
+        self._saved_down += down
+        return CounterRow(counts={"bytes_up": up, "bytes_down": down})
+
+    def _reply(self, token: int, data: dict[str, Any]) -> None:
+        if token in self._status:
+            self._status.remove(token)
+            data = data | self._figures()
+        self._control.reply(token, data)

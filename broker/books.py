@@ -1,0 +1,189 @@
+"""All that the broker's mind knows, in one place. Pure.
+
+`Intake` (updates coming in), `Handout` (tasks going out), `Progress` (buffers becoming versions) and
+`Coordinator` (who may talk) work on one `Books` and put what they want done into its `out`.
+
+`current` advances only when the version's row is durable: no task ever goes out against a version that a
+crash could take back. Buffers advance when they freeze, which the same crash would repeat exactly.
+"""
+
+from collections import deque
+from typing import Any
+
+from fedmq.fedcore import wire
+from fedmq.fedcore.config import Config, SyncMode, lower_is_better
+
+from .evaluations import Evaluation
+from .events import Action, Commit, Note, Peer, Send
+from .rounds import AsyncPlan, Buffer, Round, SyncPlan
+from .rows import CounterRow, MetricsRow, Recovered, Row, VersionInfo
+from .sessions import Held, Worker, Workers
+from .tasks import TaskIds
+from .uploads import Uploads
+
+UPLOAD_BLOCKS = 8
+"""An upload's window, in blocks: enough to keep a loopback or a long fat link busy."""
+
+
+class Books:
+    """The state of one federation, as its mind sees it.
+
+    Parameters
+    ----------
+    config : Config
+        The federation's configuration.
+    ids : TaskIds
+        Makes and checks task ids.
+    federation : str
+        The federation's id, as in WELCOME.
+    recovered : Recovered
+        What the journal holds.
+    now : float
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self, config: Config, ids: TaskIds, federation: str, recovered: Recovered, now: float
+    ) -> None:
+        self.config = config
+        self.ids = ids
+        self.federation = federation
+        self.out: list[Action] = []
+        self.workers = Workers(config.network.lease_s, config.network.beat_s)
+        self.credit = min(UPLOAD_BLOCKS * config.network.block, config.network.credit_budget)
+        self.uploads = Uploads(config.network.credit_budget, self.credit)
+        self.queue: dict[str, None] = {}
+        """Workers to look at when tasks are handed out, those that wait longest first."""
+
+        self.versions: dict[int, VersionInfo] = {info.version: info for info in recovered.versions}
+        self.kept: set[int] = set(recovered.kept)
+        self.current: VersionInfo | None = recovered.versions[-1] if recovered.versions else None
+        self.known: dict[bytes, int] = dict(recovered.known)
+        self.latest: dict[str, MetricsRow] = {}
+        """The last metrics of each source."""
+        self.best: dict[tuple[str, str], tuple[float, int]] = {}
+        """By source and metric: the best score (higher is better) and its version."""
+        for row in recovered.metrics:
+            self.remember(row)
+        self.paused = recovered.paused
+        self.evicted: set[str] = set(recovered.evicted)
+        self.finished = recovered.finished
+        self.started = now - recovered.started_s
+        self.counts: dict[str, int] = dict(recovered.counts)
+        self._unsaved: dict[str, int] = {}
+
+        private = config.privacy
+        self.privacy_left = None if private is None else max(private.steps - recovered.privacy_steps, 0)
+        self.plan: AsyncPlan | SyncPlan = (
+            SyncPlan(config.mode, config.federation.seed, private=private is not None)
+            if isinstance(config.mode, SyncMode)
+            else AsyncPlan(config.mode)
+        )
+        self.frozen: deque[Buffer] = deque()
+        for number in recovered.frozen_buffers:
+            self.frozen.append(Buffer(number, (row for row in recovered.frozen if row.buffer == number)))
+        base = -1 if self.current is None else self.current.version
+        self.buffer = Buffer(base + len(self.frozen), recovered.open)
+        opened = recovered.round
+        if isinstance(self.plan, SyncPlan) and opened is not None and opened.buffer == self.buffer.number:
+            self.plan.round = Round(opened, now, durable=True)
+
+        self.folding = False
+        self.evaluation: Evaluation | None = None
+        self.measuring: int | None = None
+        """The version that the broker-side evaluation works on."""
+        self.stopping: str | None = None
+        """Why the federation ends as soon as what is under way is done; None while it goes on."""
+        self.draining = False
+        """The process stops; the federation goes on at its next start."""
+        self.exited = False
+
+    @property
+    def version(self) -> int:
+        """The current version, −1 before there is a model."""
+        return -1 if self.current is None else self.current.version
+
+    @property
+    def max_staleness(self) -> int:
+        """How many versions an accepted update may have missed; a round's may have missed none."""
+        return self.plan.mode.max_staleness if isinstance(self.plan, AsyncPlan) else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more updates are needed: it stops, or the last version has its buffer."""
+        last = self.config.stop.versions
+        return (
+            self.stopping is not None
+            or self.finished is not None
+            or bool(last and self.buffer.number >= last)
+        )
+
+    @property
+    def handing_out(self) -> bool:
+        """Whether any task may go out at all."""
+        return not (self.paused or self.draining or self.finished)
+
+    def emit(self, *actions: Action) -> None:
+        """Ask for these, in this order."""
+        self.out.extend(actions)
+
+    def commit(self, *rows: Row, then: tuple[Action, ...] = ()) -> None:
+        """Make rows durable, then carry out `then`."""
+        self.out.append(Commit(rows, then))
+
+    def note(self, level: str, text: str, **fields: Any) -> None:
+        """Something for the log."""
+        self.out.append(Note(level, text, fields))
+
+    def send(self, peer: Peer, message: wire.Message) -> None:
+        """Send now; not after a commit."""
+        self.out.append(Send(peer, message))
+
+    def tell(self, worker: Worker, message: wire.Message, now: float) -> None:
+        """Send to a worker, if it is there."""
+        if worker.session is not None:
+            worker.session.sent = now
+            self.out.append(Send(worker.session.peer, message))
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Add to a total that survives a restart."""
+        self.counts[what] = self.counts.get(what, 0) + number
+        self._unsaved[what] = self._unsaved.get(what, 0) + number
+
+    def counter_rows(self) -> tuple[CounterRow, ...]:
+        """What the journal has not been told of the totals yet."""
+        if not self._unsaved:
+            return ()
+        row, self._unsaved = CounterRow(counts=self._unsaved), {}
+        return (row,)
+
+    def remember(self, row: MetricsRow) -> None:
+        """Note a version's metrics; of equal ones the earlier version stays the best."""
+        self.latest[row.source] = row
+        for name, value in row.metrics.items():
+            score = -value if lower_is_better(name) else value
+            known = self.best.get((row.source, name))
+            if known is None or score > known[0]:
+                self.best[row.source, name] = (score, row.version)
+
+    def look_at(self, worker: Worker) -> None:
+        """Consider this worker when tasks are handed out next."""
+        self.queue.setdefault(worker.id)
+
+    def look_at_all(self) -> None:
+        """Consider every worker that has a session."""
+        for worker, _ in self.workers.sessions():
+            self.queue.setdefault(worker.id)
+
+    def release(self, worker: Worker, held: Held, reason: str) -> None:
+        """Take a task from a worker that will not finish it; somebody else, or it again, may get it."""
+        self.workers.free(worker, held.task)
+        if held.kind == "evaluate":
+            if self.evaluation is not None and self.evaluation.version == held.version:
+                self.evaluation.drop(worker.id)
+        elif held.kind == "fit" and isinstance(self.plan, SyncPlan):
+            self.plan.lost(worker.id, held.version, reason)
+        self.look_at(worker)
+        self.note(
+            "info", "task released", worker=worker.name, kind=held.kind, version=held.version, reason=reason
+        )

@@ -1,0 +1,219 @@
+"""The broker's mind: events in, actions out. A pure state machine.
+
+It does no I/O, reads no clock and draws no randomness: time is a parameter, ids come from `TaskIds`, and
+what it wants done it returns. So a whole federation runs in one process on virtual time, and every
+interleaving can be tried.
+
+How a message is treated depends on whether its sender has a session:
+
+=============  =======================================  =========================================
+message        without a session                        with one
+=============  =======================================  =========================================
+HELLO          WELCOME, or REJECT                       the session begins anew
+BEAT           ERROR need_hello                         reconcile what the worker holds
+FETCH          ERROR need_hello                         BLOCK, or ERROR gone / malformed
+OFFER          ERROR need_hello                         GRANT, ACK or WAIT (`intake`)
+PART           ERROR need_hello                         into the spool (`intake`)
+FAIL           ERROR need_hello                         the task is free again
+BYE            nothing                                  the session ends, its tasks are free
+ENROLL         ERROR forbidden                          ERROR forbidden
+=============  =======================================  =========================================
+
+Anything malformed is answered, counted, and changes nothing; three within a minute end the session.
+"""
+
+from fedmq.fedcore import wire
+from fedmq.fedcore.config import Config
+
+from . import status
+from .books import Books
+from .events import (
+    Action,
+    Adopted,
+    Control,
+    Drain,
+    Evaluated,
+    Event,
+    Folded,
+    PartWritten,
+    Peer,
+    Received,
+    Refused,
+    RoundDurable,
+    Sealed,
+    SendBlock,
+    Tick,
+    Unreachable,
+    UploadOpened,
+    VersionDurable,
+    Violation,
+    Wake,
+)
+from .handout import Handout
+from .intake import Intake
+from .operators import Operators
+from .peers import Peers
+from .progress import Progress
+from .rows import Recovered
+from .sessions import Worker
+from .tasks import TaskIds
+
+TICK_S = 1.0
+"""Leases, deadlines, stalls and beats are looked at this often (oftener where `beat_s` is short)."""
+
+
+class Coordinator:
+    """The mind of one federation.
+
+    Parameters
+    ----------
+    config : Config
+        The federation's configuration.
+    ids : TaskIds
+        Makes and checks task ids; holds this process's boot number.
+    federation : str
+        The federation's id, as workers know it.
+    recovered : Recovered
+        What the journal holds; `Recovered()` for a new federation.
+    now : float
+        Monotonic seconds.
+
+    Examples
+    --------
+    >>> mind = Coordinator(Config(), TaskIds(b"f" * 16, b"k" * 32, b"bootboot"), "f" * 32, Recovered(), 0.0)
+    >>> hello = wire.Hello(protocol=1, name="ward-3", instance=b"i", boot=b"b")
+    >>> [type(action).__name__ for action in mind.handle(Received(b"peer", hello), 0.1)]
+    ['Note', 'Send']
+    """
+
+    def __init__(
+        self, config: Config, ids: TaskIds, federation: str, recovered: Recovered, now: float
+    ) -> None:
+        self._books = Books(config, ids, federation, recovered, now)
+        self._recovered = recovered
+        self._peers = Peers(self._books)
+        self._operators = Operators(self._books, self._peers)
+        self._handout = Handout(self._books)
+        self._intake = Intake(self._books)
+        self._progress = Progress(self._books)
+        self._tick_s = min(TICK_S, config.network.beat_s / 2)
+
+    def start(self, now: float) -> list[Action]:
+        """The first actions: go on where the journal stopped."""
+        self._progress.recovered(self._recovered.evaluations, now)
+        self._books.emit(Wake(now + self._tick_s))
+        return self._settle(now)
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about an event.
+
+        Parameters
+        ----------
+        event : Event
+            One of `fedmq.broker.events`.
+        now : float
+            Monotonic seconds; never goes back.
+
+        Returns
+        -------
+        list of Action
+            To be carried out in this order.
+        """
+        if self._books.exited:
+            return []
+        match event:
+            case Received():
+                self._received(event, now)
+            case Violation():
+                self._peers.violation(event.peer, event.ref, event.reason, now)
+            case Unreachable():
+                self._peers.unreachable(event.peer, now)
+            case Tick():
+                self._tick(now)
+            case UploadOpened():
+                self._intake.opened(event, now)
+            case PartWritten():
+                self._intake.written(event, now)
+            case Sealed():
+                self._intake.sealed(event, now)
+            case Adopted():
+                self._intake.adopted(event, now)
+            case Refused():
+                self._intake.refused(event, now)
+            case Folded():
+                self._progress.folded(event)
+            case VersionDurable():
+                self._progress.version_durable(event.info, now)
+            case RoundDurable():
+                self._progress.round_durable(event.buffer)
+            case Evaluated():
+                self._progress.evaluated(event)
+            case Control():
+                self._operators.command(event, now)
+            case Drain():
+                self._books.draining = True
+            case _:
+                raise TypeError(f"not an event of the broker's: {type(event).__name__}")
+        return self._settle(now)
+
+    def status(self, now: float) -> dict[str, object]:
+        """What `fedmq status` shows."""
+        return status.report(self._books, now)
+
+    def _settle(self, now: float) -> list[Action]:
+        self._progress.advance(now)
+        self._handout.serve(now)
+        actions, self._books.out = self._books.out, []
+        return actions
+
+    def _received(self, event: Received, now: float) -> None:
+        books, message = self._books, event.message
+        if isinstance(message, wire.Hello):
+            self._peers.hello(event.peer, event.user or message.name, message, now)
+            return
+        worker = books.workers.at(event.peer)
+        if isinstance(message, wire.Enroll):
+            self._peers.error(event.peer, message.code, "forbidden", "enrolment is not open")
+            return
+        if worker is None:
+            if not isinstance(message, wire.Bye):
+                self._peers.error(event.peer, message.code, "need_hello", "say HELLO first")
+            return
+        books.workers.heard(worker, now)
+        match message:
+            case wire.Beat():
+                self._peers.beat(worker, message, now)
+            case wire.Fetch():
+                self._fetch(worker, event.peer, message, now)
+            case wire.Offer():
+                self._intake.offer(worker, message, event.payload, now)
+            case wire.Part():
+                if not self._intake.part(worker, message, event.payload or memoryview(b""), now):
+                    self._peers.violation(event.peer, message.code, "a PART that was not granted", now)
+            case wire.Fail():
+                self._peers.failed(worker, message, now)
+            case wire.Bye():
+                books.note("info", "worker left", worker=worker.name, reason=message.reason)
+                self._peers.gone(worker, "left")
+            case _:
+                self._peers.violation(event.peer, message.code, "not a worker's message", now)
+
+    def _fetch(self, worker: Worker, peer: Peer, fetch: wire.Fetch, now: float) -> None:
+        books = self._books
+        info = books.versions.get(fetch.version)
+        if info is None or fetch.version not in books.kept:
+            reason = "that version is no longer kept"
+            self._peers.error(peer, fetch.code, "gone", reason, version=fetch.version, offset=fetch.offset)
+        elif fetch.offset >= info.size or fetch.length > books.config.network.block:
+            self._peers.violation(peer, fetch.code, "a FETCH beyond the file or the block size", now)
+        else:
+            assert worker.session is not None
+            worker.session.sent = now
+            length = min(fetch.length, info.size - fetch.offset)
+            books.emit(SendBlock(peer, fetch.version, fetch.offset, length))
+
+    def _tick(self, now: float) -> None:
+        self._peers.silence(now)
+        self._intake.stalled(now)
+        self._books.look_at_all()
+        self._books.emit(Wake(now + self._tick_s))

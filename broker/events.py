@@ -1,0 +1,261 @@
+"""What the mind is told (events) and what it asks for (actions). Frozen values; no behaviour.
+
+The body promises:
+
+- Actions are carried out in order. A `Commit`'s `then` runs when its rows, and those of every commit
+  before it, are durable; a commit without rows waits for the ones before it all the same.
+- Each `OpenUpload` is answered by `UploadOpened`, each `WritePart` by `PartWritten`, each `Seal` by
+  `Sealed`, each `Fold` by `Folded`, each `Adopt` by `Adopted` or `Refused`, each `Evaluate` by
+  `Evaluated`. An I/O error that makes a promise impossible ends the daemon with a clear line; what is
+  on disk stays consistent.
+- `Send` never blocks; messages to one peer keep their order.
+"""
+
+from typing import Any
+
+import msgspec
+
+from fedmq.fedcore import wire
+
+from .rows import AcceptRow, Row, VersionInfo
+
+Peer = bytes
+"""A connection: ZeroMQ's routing id. Only a return address; never an identity."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Base of what the mind is told."""
+
+
+class Received(Event, frozen=True):
+    """A well-formed message. `user` is the CURVE public key (z85), or None without CURVE."""
+
+    peer: Peer
+    message: wire.Message
+    payload: memoryview | None = None
+    user: str | None = None
+
+
+class Violation(Event, frozen=True):
+    """Frames from a peer that are no message."""
+
+    peer: Peer
+    ref: int
+    """Kind byte when one could be read, else 0."""
+    reason: str
+
+
+class Unreachable(Event, frozen=True):
+    """The socket has no route to this peer any more (EHOSTUNREACH)."""
+
+    peer: Peer
+
+
+class Tick(Event, frozen=True):
+    """Time has passed: sent at the time of the last `Wake`, or earlier."""
+
+
+class UploadOpened(Event, frozen=True):
+    """The spool holds `length` bytes of this upload (0 for a new one)."""
+
+    task: bytes
+    length: int
+
+
+class PartWritten(Event, frozen=True):
+    """The spool holds `length` bytes of this upload."""
+
+    task: bytes
+    length: int
+
+
+class Sealed(Event, frozen=True):
+    """The upload is complete and durable; what it holds. `norm` is None for a `safetensors` encoding."""
+
+    task: bytes
+    digest: bytes
+    norm: float | None
+
+
+class Folded(Event, frozen=True):
+    """The files of the next version are durable under their final names; nothing points to them yet."""
+
+    info: VersionInfo
+    updates: int
+    examples: int
+    frac_bits: int
+    denominator: float
+    update_norm: float
+    seconds: float
+    sigma: float = 0.0
+    noise_key: bytes | None = None
+
+
+class Adopted(Event, frozen=True):
+    """A worker's file is now version 0's file."""
+
+    task: bytes
+    info: VersionInfo
+
+
+class Refused(Event, frozen=True):
+    """A worker's file is not a model that this federation can use."""
+
+    task: bytes
+    reason: str
+
+
+class Evaluated(Event, frozen=True):
+    """The broker-side evaluation of a version ended; `metrics` is None when the app failed."""
+
+    version: int
+    metrics: dict[str, float] | None
+    examples: int = 0
+    reason: str = ""
+
+
+class VersionDurable(Event, frozen=True):
+    """The version's row is committed. Comes through `Tell`."""
+
+    info: VersionInfo
+
+
+class RoundDurable(Event, frozen=True):
+    """The round's row is committed. Comes through `Tell`."""
+
+    buffer: int
+
+
+class Control(Event, frozen=True):
+    """A command of the operator's; answered by exactly one `Reply` with the same token."""
+
+    token: int
+    command: str
+    args: dict[str, Any]
+
+
+class Drain(Event, frozen=True):
+    """SIGTERM: commit what has arrived, finish the fold, BYE, then `Exit`. Never waits for training."""
+
+
+class Action(msgspec.Struct, frozen=True):
+    """Base of what the mind asks for."""
+
+
+class Send(Action, frozen=True):
+    """Send a message to a peer."""
+
+    peer: Peer
+    message: wire.Message
+
+
+class SendBlock(Action, frozen=True):
+    """Send a BLOCK of a version's file; `busy` when four are unsent already."""
+
+    peer: Peer
+    version: int
+    offset: int
+    length: int
+
+
+class Drop(Action, frozen=True):
+    """Forget a peer: unsent messages, and with CURVE its connection."""
+
+    peer: Peer
+
+
+class Commit(Action, frozen=True):
+    """Make rows durable in one transaction, then carry out `then`."""
+
+    rows: tuple[Row, ...]
+    then: tuple[Action, ...] = ()
+
+
+class Tell(Action, frozen=True):
+    """Hand this event to the mind; in a `then`, that is how it learns that a commit is durable."""
+
+    event: Event
+
+
+class OpenUpload(Action, frozen=True):
+    """Open (or find again) the spool file of an upload."""
+
+    task: bytes
+    size: int
+    encoding: str
+
+
+class WritePart(Action, frozen=True):
+    """Append bytes at `offset`, which is where the file ends."""
+
+    task: bytes
+    offset: int
+    data: memoryview
+
+
+class Seal(Action, frozen=True):
+    """Make the upload durable and say its digest and norm."""
+
+    task: bytes
+
+
+class Discard(Action, frozen=True):
+    """Delete the payloads of these tasks from the spool; unknown ones are no error."""
+
+    tasks: tuple[bytes, ...]
+
+
+class Fold(Action, frozen=True):
+    """Fold a frozen buffer onto version `buffer` and make version `buffer + 1`."""
+
+    buffer: int
+    base: VersionInfo
+    rows: tuple[AcceptRow, ...]
+    """Without their inline payloads, which the body reads from the journal."""
+
+
+class Adopt(Action, frozen=True):
+    """Make version 0 of the safetensors file that this task uploaded (or that `inline` holds)."""
+
+    task: bytes
+    inline: bytes | None = None
+
+
+class Evaluate(Action, frozen=True):
+    """Run the broker-side evaluation on a version, in a child process."""
+
+    version: int
+
+
+class Collect(Action, frozen=True):
+    """Delete the files of these versions."""
+
+    versions: tuple[int, ...]
+
+
+class Wake(Action, frozen=True):
+    """Send a `Tick` at this time (monotonic seconds); replaces the one before."""
+
+    at: float
+
+
+class Reply(Action, frozen=True):
+    """Answer a `Control`."""
+
+    token: int
+    data: dict[str, Any]
+
+
+class Note(Action, frozen=True):
+    """An event for the log. Fields never hold the content of a message."""
+
+    level: str
+    text: str
+    fields: dict[str, Any] = {}
+
+
+class Exit(Action, frozen=True):
+    """The broker is done: stop with this exit code once everything before is carried out and sent."""
+
+    code: int
+    reason: str

@@ -1,0 +1,114 @@
+"""Tasks going out: who gets what, next. Pure.
+
+A worker is looked at when something about it changed (it came, it has a free slot, a round wants it), not
+on every event, so that ten thousand idle workers cost nothing. One look gives at most one task; a worker
+with room for more goes to the end of the queue, so that tasks spread before they pile up.
+"""
+
+import math
+
+from fedmq.fedcore import wire
+from fedmq.fedcore.wire import TaskKind
+
+from .books import Books
+from .rounds import AsyncPlan
+from .rows import VersionInfo
+from .sessions import Worker
+from .tasks import task_seed
+
+_NO_MODEL = VersionInfo(version=0, digest=b"", size=0, layout=b"", n=0)
+"""What an `init` task is against."""
+
+
+class Handout:
+    """Hands out tasks on the books it is given."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+
+    def serve(self, now: float) -> None:
+        """Give tasks to the workers in the queue, as far as the mode allows."""
+        books = self._books
+        if not books.handing_out:
+            return
+        self._evaluations(now)
+        while books.queue and not self._saturated():
+            worker = books.workers.get(next(iter(books.queue)))
+            assert worker is not None
+            del books.queue[worker.id]
+            if self._next(worker, now):
+                books.look_at(worker)
+
+    def _saturated(self) -> bool:
+        plan = self._books.plan
+        return isinstance(plan, AsyncPlan) and self._books.workers.busy >= plan.mode.concurrency
+
+    def _evaluations(self, now: float) -> None:
+        """Evaluate tasks come first, and do not count as busy: they are short, and a version waits for them."""
+        books = self._books
+        evaluation = books.evaluation
+        if evaluation is None or not evaluation.todo or not books.queue:
+            return
+        few, many = sorted((books.queue, evaluation.todo), key=len)
+        for worker_id in [w for w in few if w in many]:
+            worker = books.workers.get(worker_id)
+            if worker is not None and worker.can("evaluate", now):
+                evaluation.todo.pop(worker_id)
+                left = evaluation.deadline_at - now
+                self._hand(worker, "evaluate", books.versions[evaluation.version], now, left)
+
+    def _next(self, worker: Worker, now: float) -> bool:
+        """Give this worker one task if there is one for it."""
+        books = self._books
+        current, plan = books.current, books.plan
+        if current is None:
+            return self._init(worker, now)
+        if books.complete or not worker.can("fit", now):
+            return False
+        if isinstance(plan, AsyncPlan):
+            if plan.mode.one_per_worker and (worker.id in books.buffer.workers or worker.holding("fit")):
+                return False
+            self._hand(worker, "fit", current, now, 0.0, worker.nth(current.version))
+            return True
+        if not plan.wants(worker.id, books.buffer) or worker.holding("fit", current.version):
+            return False
+        assert plan.round is not None
+        deadline_at = plan.round.deadline_at
+        self._hand(worker, "fit", current, now, deadline_at - now if deadline_at < math.inf else 0.0)
+        return True
+
+    def _init(self, worker: Worker, now: float) -> bool:
+        books = self._books
+        if books.config.model.source != "first-worker" or not worker.can("init", now):
+            return False
+        if any(w.holding("init") for w in books.workers):
+            return False
+        self._hand(worker, "init", _NO_MODEL, now, 0.0)
+        return True
+
+    def _hand(
+        self, worker: Worker, kind: TaskKind, info: VersionInfo, now: float, deadline_s: float, nth: int = 0
+    ) -> None:
+        books = self._books
+        session = worker.session
+        assert session is not None
+        task = books.ids.make(kind, worker.id, info.version, info.digest)
+        held = books.workers.hold(worker, task, kind, info.version, now)
+        wanted = books.config.aggregate.encoding
+        books.tell(
+            worker,
+            wire.Task(
+                task=task,
+                seq=held.seq,
+                kind=kind,
+                version=info.version,
+                size=info.size,
+                digest=info.digest or None,
+                layout=info.layout or None,
+                encoding=wanted if wanted in session.encodings else "f32",
+                seed=task_seed(books.config.federation.seed, worker.name, info.version, nth),
+                deadline_s=max(deadline_s, 0.0),
+                config=books.config.task,
+            ),
+            now,
+        )

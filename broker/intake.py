@@ -1,0 +1,371 @@
+"""Updates coming in: OFFER and PART to accept row and ACK. Pure.
+
+An offer is checked in this order, and what fails changes nothing: the id's MAC (so that nobody learns
+anything about other workers' tasks), its staleness, whether it is known, then what it claims of itself
+(layout, encoding, size, examples), then, once the bytes are here, digest, finiteness and norm. An accepted
+update is one journal row, and its ACK follows that row's commit.
+"""
+
+import math
+from typing import Literal
+
+import msgspec
+import xxhash
+
+from fedmq.fedcore import codecs, kernels, wire
+from fedmq.fedcore.config import AsyncMode
+from fedmq.fedcore.strategy import rules, staleness
+from fedmq.fedcore.wire import Offer
+
+from .books import Books
+from .events import (
+    Action,
+    Adopt,
+    Adopted,
+    Discard,
+    OpenUpload,
+    PartWritten,
+    Refused,
+    Seal,
+    Sealed,
+    Send,
+    Tell,
+    UploadOpened,
+    VersionDurable,
+    WritePart,
+)
+from .rounds import AsyncPlan
+from .rows import AcceptRow, EvaluationRow, VersionRow
+from .sessions import Worker
+from .tasks import TaskIds
+from .uploads import Stage, Upload
+
+EXAMPLES_MAX = 10**9
+WAIT_S = 1.0
+FROZEN_MAX = 4
+"""So many buffers may wait to be folded; beyond, updates wait at the workers."""
+
+Result = Literal["accepted", "duplicate", "stale", "rejected"]
+
+
+class Intake:
+    """Takes in updates on the books it is given."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        config = books.config
+        mode = config.mode
+        self._mean = rules.Mean(
+            config.aggregate.weight,
+            staleness.make(
+                mode.staleness, exponent=mode.exponent, slope=mode.hinge_slope, threshold=mode.hinge_threshold
+            )
+            if isinstance(mode, AsyncMode)
+            else staleness.Constant(),
+        )
+
+    def offer(self, worker: Worker, offer: Offer, payload: memoryview | None, now: float) -> None:
+        """An OFFER, with or without its bytes."""
+        books = self._books
+        books.workers.offered(worker, offer.task)
+        verdict = self._judge(worker, offer)
+        if verdict is not None:
+            self._refuse(worker, offer.task, *verdict, now)
+        elif offer.task in books.known:
+            books.count("duplicate")
+            self._answer(worker, offer.task, "duplicate", "", now)
+        elif offer.kind == "evaluate":
+            self._evaluated(worker, offer, now)
+        elif self._must_wait(worker, offer):
+            books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
+        elif payload is None:
+            self._begin(worker, offer, now)
+        else:
+            self._inline(worker, offer, payload, now)
+
+    def part(self, worker: Worker, part: wire.Part, payload: memoryview, now: float) -> bool:
+        """A PART; False when it is not what was granted."""
+        upload = self._books.uploads.get(part.task)
+        if upload is None or worker.session is None or upload.peer != worker.session.peer:
+            return upload is None  # cancelled while it was under way: no fault of the worker's
+        if upload.stage is Stage.HELD:
+            return True  # it stood still, and lost its credit just now
+        if not payload or not self._books.uploads.take(upload, part.offset, len(payload), now):
+            return False
+        self._books.emit(WritePart(part.task, part.offset, payload))
+        return True
+
+    def opened(self, event: UploadOpened, now: float) -> None:
+        """The spool file of an upload is open."""
+        upload = self._books.uploads.get(event.task)
+        if upload is None or upload.stage is not Stage.OPENING:
+            return
+        self._books.uploads.opened(upload, min(event.length, upload.size), now)
+        self._books.uploads.extend(upload)
+        self._grant(upload, now)
+        if upload.written == upload.size:
+            self._written(upload, upload.size, now)
+
+    def written(self, event: PartWritten, now: float) -> None:
+        """Bytes of an upload are in the spool."""
+        upload = self._books.uploads.get(event.task)
+        if upload is not None:
+            self._written(upload, event.length, now)
+
+    def sealed(self, event: Sealed, now: float) -> None:
+        """An upload is complete and durable."""
+        books = self._books
+        upload = books.uploads.get(event.task)
+        if upload is None:
+            books.emit(Discard((event.task,)))  # cancelled while it was sealed
+            return
+        worker = books.workers.get(upload.worker)
+        assert worker is not None
+        offer = upload.offer
+        if event.digest != offer.digest:
+            self._end(upload, now)
+            self._refuse(worker, offer.task, "rejected", "digest: the bytes are not what was offered", now)
+        elif offer.kind == "init":
+            books.emit(Adopt(offer.task))
+        else:
+            self._end(upload, now, keep=True)
+            verdict = self._judge(worker, offer) or self._accept(worker, offer, event.norm or 0.0, None, now)
+            if verdict is not None:
+                books.emit(Discard((offer.task,)))
+                self._refuse(worker, offer.task, *verdict, now)
+
+    def adopted(self, event: Adopted, now: float) -> None:
+        """A worker's initial model is version 0's file."""
+        worker = self._of_init(event.task)
+        ack = self._ack(worker, event.task, "accepted", "", now)
+        self._books.commit(VersionRow(info=event.info), then=(*ack, Tell(VersionDurable(event.info))))
+
+    def refused(self, event: Refused, now: float) -> None:
+        """A worker's initial model is of no use."""
+        worker = self._of_init(event.task)
+        if worker is not None:
+            worker.bench(now)
+            self._refuse(worker, event.task, "rejected", event.reason, now)
+
+    def stalled(self, now: float) -> None:
+        """Take credit from uploads that stand still, and let others have it."""
+        books = self._books
+        for upload in books.uploads.stalled(now):
+            worker = books.workers.get(upload.worker)
+            if worker is not None:
+                books.tell(worker, wire.Wait(task=upload.offer.task, retry_s=WAIT_S), now)
+        self._share(now)
+
+    def cancel_older(self, version: int) -> None:
+        """Forget uploads that could only be stale: those against a version older than this."""
+        tasks = tuple(self._books.uploads.older_than(version))
+        for task in tasks:
+            self._books.uploads.end(task)
+        if tasks:
+            self._books.emit(Discard(tasks))
+
+    def _judge(self, worker: Worker, offer: Offer) -> tuple[Result, str] | None:
+        """What speaks against an offer before its bytes are here; None when nothing does."""
+        books = self._books
+        claim = TaskIds.read(offer.task)
+        if claim is None or claim.kind != offer.kind or claim.version != offer.base:
+            return "rejected", "task: not an id of this federation"
+        info = books.versions.get(claim.version)
+        if offer.kind == "init":
+            if not books.ids.check(offer.task, worker.id, b""):
+                return "rejected", "task: not this worker's"
+            if books.current is not None:
+                return "stale", "the federation has an initial model"
+            if offer.size is not None and offer.size > books.config.model.max_bytes:
+                return "rejected", f"size: at most {books.config.model.max_bytes} bytes"
+            return None
+        if claim.version > books.version:
+            return "rejected", "task: against a version that this federation does not have"
+        if info is None:
+            return "stale", "base: that version is too old"
+        if not books.ids.check(offer.task, worker.id, info.digest):
+            return "rejected", "task: not this worker's, or against another model"
+        if offer.examples < 1 or offer.examples > EXAMPLES_MAX:
+            return "rejected", f"examples: 1 to {EXAMPLES_MAX}"
+        return (
+            None if offer.kind == "evaluate" or offer.task in books.known else self._judge_fit(worker, offer)
+        )
+
+    def _judge_fit(self, worker: Worker, offer: Offer) -> tuple[Result, str] | None:
+        books = self._books
+        info = books.versions[offer.base]
+        if books.complete:
+            return "stale", "the federation needs no more updates"
+        if isinstance(books.plan, AsyncPlan):
+            if books.buffer.number - offer.base > books.max_staleness:
+                return "stale", f"base: missed more than {books.max_staleness} versions"
+        elif offer.base != books.buffer.number or not books.plan.wants(worker.id, books.buffer):
+            return "stale", "the round is over, or has this worker's update"
+        if offer.layout != info.layout:
+            return "rejected", "layout: not the model's"
+        if offer.encoding is None or not codecs.is_encoding(offer.encoding):
+            return "rejected", "encoding: unknown"
+        if books.config.privacy is not None and offer.encoding != "f32":
+            return "rejected", "encoding: f32 where privacy is on"
+        expected = codecs.payload_size(offer.encoding, info.n)
+        if offer.size != expected:
+            return "rejected", f"size: {expected} bytes in {offer.encoding}"
+        return None
+
+    def _must_wait(self, worker: Worker, offer: Offer) -> bool:
+        books = self._books
+        if offer.kind != "fit":
+            return False
+        if len(books.frozen) >= FROZEN_MAX:
+            return True
+        plan = books.plan
+        return isinstance(plan, AsyncPlan) and plan.mode.one_per_worker and worker.id in books.buffer.workers
+
+    def _begin(self, worker: Worker, offer: Offer, now: float) -> None:
+        """An OFFER whose bytes are to come."""
+        books = self._books
+        assert worker.session is not None
+        assert offer.size is not None
+        upload = books.uploads.get(offer.task)
+        if upload is not None and (upload.size, upload.offer.digest) == (offer.size, offer.digest):
+            if upload.stage is Stage.HELD and not books.uploads.room():
+                books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
+                return
+            books.uploads.resume(upload, worker.session.peer, now)
+            if upload.stage is Stage.MOVING:
+                books.uploads.extend(upload)
+                self._grant(upload, now)
+            return
+        if upload is not None:  # other bytes than it offered before: it trained again
+            books.uploads.end(offer.task)
+            books.emit(Discard((offer.task,)))
+        if not books.uploads.room():
+            books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
+            return
+        books.uploads.start(worker.id, worker.session.peer, offer, now)
+        books.emit(OpenUpload(offer.task, offer.size, offer.encoding or "f32"))
+
+    def _written(self, upload: Upload, length: int, now: float) -> None:
+        if self._books.uploads.written(upload, length):
+            self._books.emit(Seal(upload.offer.task))
+        elif upload.stage is Stage.MOVING and self._books.uploads.extend(upload):
+            self._grant(upload, now)
+
+    def _share(self, now: float) -> None:
+        for upload in self._books.uploads.starved():
+            if self._books.uploads.extend(upload):
+                self._grant(upload, now)
+
+    def _grant(self, upload: Upload, now: float) -> None:
+        worker = self._books.workers.get(upload.worker)
+        if worker is not None:
+            message = wire.Grant(task=upload.offer.task, offset=upload.queued, limit=upload.limit)
+            self._books.tell(worker, message, now)
+
+    def _end(self, upload: Upload, now: float, *, keep: bool = False) -> None:
+        """The transfer is over: its credit goes to others, its bytes too unless they are accepted."""
+        self._books.uploads.end(upload.offer.task)
+        if not keep:
+            self._books.emit(Discard((upload.offer.task,)))
+        self._share(now)
+
+    def _inline(self, worker: Worker, offer: Offer, payload: memoryview, now: float) -> None:
+        """An OFFER that carries its bytes."""
+        if len(payload) > wire.INLINE_MAX or len(payload) != offer.size:
+            self._refuse(worker, offer.task, "rejected", "size: not that of the payload", now)
+            return
+        if xxhash.xxh3_128_digest(payload) != offer.digest:
+            self._refuse(worker, offer.task, "rejected", "digest: the bytes are not what was offered", now)
+            return
+        if offer.kind == "init":
+            self._books.emit(Adopt(offer.task, bytes(payload)))
+            return
+        norm = math.sqrt(kernels.sum_squares(payload, encoding=offer.encoding or "f32"))
+        verdict = self._accept(worker, offer, norm, bytes(payload), now)
+        if verdict is not None:
+            self._refuse(worker, offer.task, *verdict, now)
+
+    def _accept(
+        self, worker: Worker, offer: Offer, norm: float, inline: bytes | None, now: float
+    ) -> tuple[Result, str] | None:
+        """Put an update into the open buffer, or say what speaks against it now that its norm is known."""
+        books = self._books
+        private = books.config.privacy is not None
+        if not private and not math.isfinite(norm):
+            return "rejected", "non-finite: the update holds NaN or infinity"
+        if not private and norm > books.config.aggregate.max_update_norm:
+            return "rejected", f"norm: {norm:.6g} is above {books.config.aggregate.max_update_norm:.6g}"
+        tau = books.buffer.number - offer.base
+        row = AcceptRow(
+            task=offer.task,
+            worker=worker.id,
+            base=offer.base,
+            buffer=books.buffer.number,
+            tau=tau,
+            weight=1.0 if private else self._mean.share(examples=offer.examples, tau=tau).weight,
+            examples=offer.examples,
+            norm=norm,
+            encoding=offer.encoding or "f32",
+            size=offer.size or 0,
+            digest=offer.digest or b"",
+            inline=inline,
+            metrics=offer.metrics,
+        )
+        books.known[offer.task] = row.buffer
+        # The mind has no use for the payload: the fold reads it from the journal.
+        books.buffer.add(row if inline is None else msgspec.structs.replace(row, inline=b""))
+        books.workers.free(worker, offer.task)
+        worker.accepted += 1
+        worker.failures = 0
+        books.count("accepted")
+        books.commit(row, then=self._ack(worker, offer.task, "accepted", "", now))
+        return None
+
+    def _evaluated(self, worker: Worker, offer: Offer, now: float) -> None:
+        books = self._books
+        evaluation = books.evaluation
+        books.workers.free(worker, offer.task)
+        if evaluation is None or evaluation.version != offer.base or worker.id not in evaluation.asked:
+            self._answer(worker, offer.task, "stale", "the evaluation is over", now)
+        elif worker.id in evaluation.rows:
+            self._answer(worker, offer.task, "duplicate", "", now)
+        else:
+            row = EvaluationRow(
+                task=offer.task,
+                worker=worker.id,
+                version=offer.base,
+                examples=offer.examples,
+                metrics=offer.metrics,
+            )
+            evaluation.add(row)
+            books.commit(row, then=self._ack(worker, offer.task, "accepted", "", now))
+
+    def _of_init(self, task: bytes) -> Worker | None:
+        """The worker whose init task this is; its upload, if there was one, is over."""
+        self._books.uploads.end(task)
+        for worker in self._books.workers:
+            if task in worker.held:
+                self._books.workers.free(worker, task)
+                return worker
+        return None
+
+    def _ack(
+        self, worker: Worker | None, task: bytes, result: Result, reason: str, now: float
+    ) -> tuple[Action, ...]:
+        if worker is None or worker.session is None:
+            return ()
+        worker.session.sent = now
+        return (Send(worker.session.peer, wire.Ack(task=task, result=result, reason=wire.clip(reason))),)
+
+    def _answer(self, worker: Worker, task: bytes, result: Result, reason: str, now: float) -> None:
+        """ACK after everything that was committed before: what it says rests on that."""
+        self._books.commit(then=self._ack(worker, task, result, reason, now))
+
+    def _refuse(self, worker: Worker, task: bytes, result: Result, reason: str, now: float) -> None:
+        books = self._books
+        books.workers.free(worker, task)
+        books.count(result)
+        level = "info" if result == "stale" else "warning"
+        books.note(level, f"update {result}", worker=worker.name, reason=reason)
+        self._answer(worker, task, result, reason, now)
+        books.look_at(worker)

@@ -1,0 +1,128 @@
+"""What a broker opens before it serves: its state folder's parts, brought into one state after any crash.
+
+Rules that hold here:
+
+- The journal decides. Version files that it does not name, and payloads that it has no use for, go; what it
+  names and is not there, or is not what it was, ends the start with a clear line.
+- Version 0 is written and committed here, where it comes from a file or an app; a worker's is the mind's.
+"""
+
+import contextlib
+import mmap
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from fedmq.fedcore.config import AsyncMode, Change, Config
+from fedmq.fedcore.errors import ConfigError, ModelError
+from fedmq.fedcore.privacy.mechanisms import RecordLevel
+
+from .evaluator import make_initial
+from .mechanism import mechanism
+from .rows import Recovered, VersionInfo, VersionRow
+from .store.journal import Journal
+from .store.spool import Spool
+from .store.state import StateFolder, read_identity
+from .store.versions import VersionStore
+from .tasks import TaskIds
+from .threads import write_initial
+
+
+class Storage(msgspec.Struct, frozen=True, kw_only=True):
+    """What was opened, and what was found in it."""
+
+    journal: Journal
+    versions: VersionStore
+    spool: Spool
+    recovered: Recovered
+    mechanism: RecordLevel | None
+    changes: tuple[Change, ...]
+    """Keys of the config that differ from the last start."""
+
+
+def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack) -> Storage:
+    """Open the parts of a locked state folder; `stack` closes them.
+
+    Raises
+    ------
+    FedmqError
+        When the folder is of another federation, is damaged or cannot be written, or the initial model
+        cannot be made.
+    """
+    private = None
+    if config.privacy is not None:
+        calibrated = None if state.is_new else read_identity(state.path).noise_multiplier
+        private = mechanism(config.privacy, calibrated)
+    changes = state.settle(config, None if private is None else private.noise_multiplier)
+    fsync = config.storage.durability == "fsync"
+    journal = Journal.open(
+        state.journal, config.storage.durability, keep_payloads=config.storage.keep_payloads
+    )
+    stack.callback(journal.close)
+    versions = VersionStore(state.versions, fsync=fsync)
+    spool = Spool(state.spool, fsync=fsync)
+    stack.callback(spool.close)
+    current = journal.current()
+    versions.recover(None if current is None else current.version)
+    if current is not None:
+        versions.verify(current.version, size=current.size, digest=current.digest)
+    elif config.model.source != "first-worker":
+        journal.apply([VersionRow(info=_initial(config, state.path, versions))])
+    max_staleness = config.mode.max_staleness if isinstance(config.mode, AsyncMode) else 0
+    recovered = journal.recover(max_staleness, versions.versions())
+    spool.delete(_unwanted(config, journal, spool, recovered, max_staleness))
+    return Storage(
+        journal=journal,
+        versions=versions,
+        spool=spool,
+        recovered=recovered,
+        mechanism=private,
+        changes=changes,
+    )
+
+
+def _initial(config: Config, folder: Path, versions: VersionStore) -> VersionInfo:
+    """Write version 0 from what `model.initial` names."""
+    if config.model.source == "file":
+        return _from_file(Path(config.model.initial), config, versions)
+    for left in folder.glob("initial-*"):  # of a start that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="initial-", dir=folder) as scratch:
+        target = Path(scratch) / "initial.safetensors"
+        make_initial(config, target)
+        return _from_file(target, config, versions)
+
+
+def _from_file(path: Path, config: Config, versions: VersionStore) -> VersionInfo:
+    try:
+        with path.open("rb") as file:
+            whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f'model.initial is "{config.model.initial}", which cannot be read: {reason}; it may name a '
+            '.safetensors file, an app as "module:attribute", or be "first-worker"'
+        ) from None
+    try:
+        return write_initial(versions, whole, config.model.max_bytes)
+    except ModelError as error:
+        raise ModelError(f'model.initial is "{config.model.initial}": {error}') from error
+
+
+def _unwanted(
+    config: Config, journal: Journal, spool: Spool, recovered: Recovered, max_staleness: int
+) -> list[bytes]:
+    """Payloads that nothing will read: their version is made, or they could only be stale by now."""
+    waiting = {row.task for row in (*recovered.frozen, *recovered.open)}
+    left = spool.tasks() - waiting
+    consumed = journal.consumed(left)
+    newest = max((info.version for info in recovered.versions), default=0)
+    unwanted = set() if config.storage.keep_payloads else set(consumed)
+    for task in left - consumed:
+        claim = TaskIds.read(task)
+        useful = claim is not None and newest - max_staleness <= claim.version <= newest
+        if not useful or (claim is not None and claim.kind == "init" and recovered.versions):
+            unwanted.add(task)
+    return sorted(unwanted)

@@ -1,0 +1,323 @@
+"""Buffers becoming versions, versions being measured, and the end. Pure.
+
+`advance` looks at the books after every event and does what has become due: freeze a complete buffer, fold
+the oldest frozen one, open a round or extend it, close an evaluation, stop. Nothing in it depends on *which*
+event came, so that a restart, which has no events to remember, goes on the same way.
+"""
+
+import math
+
+from fedmq.fedcore import wire
+
+from .books import Books
+from .evaluations import Evaluation, combine
+from .events import (
+    Action,
+    Collect,
+    Commit,
+    Discard,
+    Evaluate,
+    Evaluated,
+    Exit,
+    Fold,
+    Folded,
+    RoundDurable,
+    Send,
+    Tell,
+    VersionDurable,
+)
+from .rounds import Buffer, Round, SyncPlan
+from .rows import (
+    EvaluationRow,
+    FinishRow,
+    FreezeRow,
+    LeftOutRow,
+    MetricsRow,
+    RoundRow,
+    VersionInfo,
+    VersionRow,
+)
+
+KNOWN_SLACK = 1
+
+
+class Progress:
+    """Moves the books forward."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+
+    def recovered(self, evaluations: tuple[EvaluationRow, ...], now: float) -> None:
+        """After a start: close the evaluation that the last life left open, with what it had."""
+        books = self._books
+        federated = books.latest.get("federated")
+        if evaluations and (federated is None or federated.version < books.version):
+            row = combine(books.version, list(evaluations))
+            if row is not None:
+                self._measured(row)
+        if books.current is not None:
+            self._begin_evaluation(now)
+
+    def advance(self, now: float) -> None:
+        """Do what has become due."""
+        books = self._books
+        if books.exited:
+            return
+        if books.current is not None and not books.draining and books.finished is None:
+            self._check_stop(now)
+            if isinstance(books.plan, SyncPlan):
+                self._round(books.plan, now)
+            elif books.stopping is None and books.plan.complete(books.buffer):
+                self._freeze("full", [], now)
+            self._fold()
+            self._end_evaluation(now)
+        self._end()
+
+    def folded(self, event: Folded) -> None:
+        """The files of the next version are there: commit it, with all that it consumed and spent."""
+        books = self._books
+        buffer = books.frozen[0]
+        private = books.config.privacy is not None
+        spooled = tuple(row.task for row in buffer.rows if row.inline is None)
+        row = VersionRow(
+            info=event.info,
+            updates=event.updates,
+            examples=event.examples,
+            frac_bits=event.frac_bits,
+            denominator=event.denominator,
+            update_norm=None if private else event.update_norm,
+            seconds=event.seconds,
+            sigma=event.sigma,
+            noise_key=event.noise_key,
+            privacy_steps=int(private),
+        )
+        then: tuple[Action, ...] = (Tell(VersionDurable(event.info)),)
+        if spooled and not books.config.storage.keep_payloads:
+            then = (Discard(spooled), *then)
+        books.commit(row, *books.counter_rows(), then=then)
+
+    def version_durable(self, info: VersionInfo, now: float) -> None:
+        """A version exists for good."""
+        books = self._books
+        books.versions[info.version] = books.current = info
+        books.kept.add(info.version)
+        if info.version == 0:
+            books.buffer = Buffer(0)
+        else:
+            books.folding = False
+            books.frozen.popleft()
+            if books.privacy_left is not None:
+                books.privacy_left -= 1
+        self._forget()
+        self._begin_evaluation(now)
+        self._collect()
+        books.look_at_all()
+
+    def round_durable(self, buffer: int) -> None:
+        """A round's row is on disk: its tasks may go out."""
+        books = self._books
+        current = books.plan.round if isinstance(books.plan, SyncPlan) else None
+        if current is not None and current.row.buffer == buffer:
+            current.durable = True
+            for worker in map(books.workers.get, current.row.cohort):
+                if worker is not None:
+                    books.look_at(worker)
+
+    def evaluated(self, event: Evaluated) -> None:
+        """The broker-side evaluation of a version ended."""
+        books = self._books
+        books.measuring = None
+        if event.metrics is None:
+            books.note("error", "broker-side evaluation failed", version=event.version, reason=event.reason)
+            return
+        self._measured(
+            MetricsRow(version=event.version, source="broker", metrics=event.metrics, examples=event.examples)
+        )
+
+    def _freeze(self, reason: str, left_out: list[LeftOutRow], now: float) -> None:
+        books = self._books
+        buffer = books.buffer
+        books.commit(FreezeRow(buffer=buffer.number, reason=reason), *left_out)
+        books.frozen.append(buffer)
+        books.buffer = Buffer(buffer.number + 1)
+        books.note("info", "buffer frozen", buffer=buffer.number, updates=len(buffer.rows), reason=reason)
+        if isinstance(books.plan, SyncPlan):
+            books.plan.round = None
+            self._cancel_fits(buffer.number, now)
+        else:
+            books.look_at_all()
+
+    def _cancel_fits(self, base: int, now: float) -> None:
+        """A round is over: call back the tasks of those who did not make it."""
+        books = self._books
+        for worker in books.workers:
+            for held in [h for h in worker.held.values() if h.kind == "fit" and h.version == base]:
+                books.workers.free(worker, held.task)
+                books.tell(worker, wire.Cancel(task=held.task, reason="the round is over"), now)
+                upload = books.uploads.end(held.task)
+                if upload is not None:
+                    books.emit(Discard((held.task,)))
+
+    def _fold(self) -> None:
+        books = self._books
+        if books.folding or not books.frozen or books.current is None:
+            return
+        buffer = books.frozen[0]
+        if buffer.number == books.version:
+            books.folding = True
+            books.commit(then=(Fold(buffer.number, books.current, tuple(buffer.rows)),))
+
+    def _round(self, plan: SyncPlan, now: float) -> None:
+        """Open, extend or close the synchronous round."""
+        books = self._books
+        if plan.round is None:
+            self._open_round(plan, now)
+            return
+        if not plan.round.durable:
+            return
+        if plan.complete(books.buffer):
+            self._freeze("complete", plan.left_out(books.buffer, "late"), now)
+        elif plan.expired(now) and plan.enough(books.buffer):
+            self._freeze("deadline", plan.left_out(books.buffer, "deadline"), now)
+        elif plan.expired(now):
+            short = plan.round.row.quorum - len(books.buffer.rows)
+            row = plan.extend(self._candidates(now), books.buffer, short, restart=True)
+            books.note("warning", "round extended", buffer=row.buffer, missing=short, cohort=len(row.cohort))
+            self._journal_round(plan, row, now)
+        elif plan.round.substitutes and not plan.private:
+            row = plan.extend(self._candidates(now), books.buffer, plan.round.substitutes, restart=False)
+            found = len(row.cohort) - len(plan.round.row.cohort)
+            if found:
+                lost, substitutes = plan.round.lost, plan.round.substitutes - found
+                deadline_at = plan.round.deadline_at
+                self._journal_round(plan, row, now)
+                plan.round.lost, plan.round.substitutes = lost, substitutes
+                plan.round.deadline_at = deadline_at
+
+    def _open_round(self, plan: SyncPlan, now: float) -> None:
+        books = self._books
+        if books.paused or books.complete or books.buffer.number != books.version:
+            return
+        candidates = self._candidates(now)
+        if candidates and not plan.lacking(len(candidates)):
+            self._journal_round(plan, plan.plan(books.buffer.number, candidates), now)
+
+    def _journal_round(self, plan: SyncPlan, row: RoundRow, now: float) -> None:
+        plan.round = Round(row, now, durable=False)
+        self._books.commit(row, then=(Tell(RoundDurable(row.buffer)),))
+
+    def _candidates(self, now: float) -> list[str]:
+        return [
+            w.id for w, _ in self._books.workers.sessions() if w.soon("fit", now) or w.holding("evaluate")
+        ]
+
+    def _begin_evaluation(self, now: float) -> None:
+        """Measure the current version, if it is its turn."""
+        books = self._books
+        settings = books.config.evaluate
+        version = books.version
+        if not settings.every or version % settings.every:
+            return
+        done = {row.source for row in books.latest.values() if row.version == version}
+        if settings.app and books.measuring is None and "broker" not in done:
+            books.measuring = version
+            books.emit(Evaluate(version))
+        if settings.fraction and books.config.privacy is None and "federated" not in done:
+            self._close_evaluation()
+            able = sorted(
+                w.id for w, s in books.workers.sessions() if "evaluate" in s.kinds and not s.suspect
+            )
+            count = math.ceil(settings.fraction * len(able))
+            # Version by version another part of them, the same in every run.
+            start = version * count % max(len(able), 1)
+            chosen = (able + able)[start : start + count]
+            if chosen:
+                books.evaluation = Evaluation(version, chosen, now + settings.deadline_s)
+                books.look_at_all()
+
+    def _end_evaluation(self, now: float) -> None:
+        evaluation = self._books.evaluation
+        if evaluation is not None and evaluation.done(now):
+            self._close_evaluation()
+
+    def _close_evaluation(self) -> None:
+        books = self._books
+        evaluation, books.evaluation = books.evaluation, None
+        if evaluation is not None:
+            row = combine(evaluation.version, list(evaluation.rows.values()))
+            if row is not None:
+                self._measured(row)
+
+    def _measured(self, row: MetricsRow) -> None:
+        books = self._books
+        books.remember(row)
+        books.commit(row)
+        shown = {name: round(value, 6) for name, value in row.metrics.items()}
+        books.note("info", "version measured", version=row.version, source=row.source, **shown)
+        stop = books.config.stop
+        value = row.metrics.get(stop.metric)
+        if stop.metric and value is not None and stop.reached(value):
+            self._stop(f"{stop.metric} reached {value:.6g} at version {row.version}")
+
+    def _check_stop(self, now: float) -> None:
+        books = self._books
+        stop = books.config.stop
+        if stop.versions and books.version >= stop.versions:
+            self._stop(f"made version {books.version}")
+        elif stop.seconds and now - books.started >= stop.seconds:
+            self._stop(f"ran for {stop.seconds:g} s")
+        elif books.privacy_left is not None and books.privacy_left <= 0:
+            self._stop("the privacy budget is spent")
+
+    def _stop(self, reason: str) -> None:
+        books = self._books
+        if books.stopping is None:
+            books.stopping = reason
+            books.note("info", "stopping", reason=reason, version=books.version)
+
+    def _end(self) -> None:
+        """When everything that was under way is done: say goodbye, and exit."""
+        books = self._books
+        if books.folding:
+            return
+        if books.finished is not None:
+            self._leave("finished", books.finished)
+        elif books.draining:
+            self._leave("shutdown", "stopped")
+        elif books.stopping is not None and books.evaluation is None and books.measuring is None:
+            books.finished = books.stopping
+            books.commit(FinishRow(reason=books.stopping))
+            self._leave("finished", books.stopping)
+
+    def _leave(self, bye: str, reason: str) -> None:
+        books = self._books
+        books.exited = True
+        goodbyes = tuple(Send(s.peer, wire.Bye(reason=bye)) for _, s in books.workers.sessions())
+        books.emit(Commit(books.counter_rows(), (*goodbyes, Exit(0, reason))))
+
+    def _forget(self) -> None:
+        """Drop what no accepted update can refer to any more."""
+        books = self._books
+        oldest = books.version - books.max_staleness - KNOWN_SLACK
+        for task in [t for t, buffer in books.known.items() if buffer < oldest]:
+            del books.known[task]
+        for version in [v for v in books.versions if v < oldest and v not in books.kept]:
+            del books.versions[version]
+        for task in books.uploads.older_than(oldest):
+            books.uploads.end(task)
+            books.emit(Discard((task,)))
+
+    def _collect(self) -> None:
+        """Delete files of versions that nothing needs: see `[storage] keep`."""
+        books = self._books
+        needed = {v for v in books.kept if v > books.version - books.config.storage.keep}
+        needed |= {version for _, version in books.best.values()}
+        needed |= {held.version for worker in books.workers for held in worker.held.values()}
+        if books.evaluation is not None:
+            needed.add(books.evaluation.version)
+        if books.measuring is not None:
+            needed.add(books.measuring)
+        gone = tuple(sorted(books.kept - needed))
+        if gone:
+            books.kept.difference_update(gone)
+            books.emit(Collect(gone))

@@ -1,0 +1,186 @@
+"""Buffers and rounds: which update counts where, when a buffer is complete, and who is asked. Pure.
+
+Buffer `b` builds on version `b`. Exactly one buffer is open; those before it are frozen and wait to be
+folded, in order. In asynchronous mode a buffer is complete when it has K updates. In synchronous mode it
+is a *round*: a cohort is asked, and it is complete at its target, or at its deadline with a quorum.
+
+Nobody waits for ever: a round without its quorum at the deadline is extended with fresh workers, and
+every worker that is left out is recorded with a reason.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+from fedmq.fedcore.config import AsyncMode, SyncMode
+
+from .rows import AcceptRow, LeftOutRow, RoundRow
+
+
+class Buffer:
+    """Updates accepted for one version."""
+
+    __slots__ = ("number", "rows", "workers")
+
+    def __init__(self, number: int, rows: Iterable[AcceptRow] = ()) -> None:
+        self.number = number
+        self.rows: list[AcceptRow] = []
+        self.workers: set[str] = set()
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: AcceptRow) -> None:
+        """Put an accepted update in."""
+        self.rows.append(row)
+        self.workers.add(row.worker)
+
+
+class AsyncPlan:
+    """When to hand out and when to freeze, asynchronously (FedBuff).
+
+    References
+    ----------
+    Nguyen et al., *Federated Learning with Buffered Asynchronous Aggregation*, arXiv:2106.06639.
+    """
+
+    def __init__(self, mode: AsyncMode) -> None:
+        self.mode = mode
+
+    def complete(self, buffer: Buffer) -> bool:
+        """Whether the buffer is full."""
+        return len(buffer.rows) >= self.mode.buffer
+
+    def lacking(self, workers: int) -> int:
+        """How many more workers it takes before the buffer can ever be full."""
+        return max(self.mode.buffer - workers, 0) if self.mode.one_per_worker else max(1 - workers, 0)
+
+
+class Round:
+    """An open round."""
+
+    __slots__ = ("deadline_at", "durable", "lost", "missing", "row", "substitutes")
+
+    def __init__(self, row: RoundRow, now: float, *, durable: bool) -> None:
+        self.row = row
+        self.durable = durable
+        self.deadline_at = now + row.deadline_s if row.deadline_s else math.inf
+        self.missing: dict[str, str] = {}
+        """Members that will not be asked again, and why."""
+        self.lost: dict[str, str] = {}
+        """Members that lost their task once, and why; each calls for one substitute."""
+        self.substitutes = 0
+        """Workers that should be asked besides, when there are any."""
+
+
+class SyncPlan:
+    """Whom a round asks, and when it is over (FedAvg).
+
+    Parameters
+    ----------
+    mode : SyncMode
+        The `[mode]` table.
+    seed : int
+        The federation's seed: with it the choice among the same candidates repeats.
+    private : bool
+        The round is a release of a private mechanism: it waits for its cohort or the deadline and ends
+        with what it has, however little; a member that failed is missing, and is not asked again.
+
+    References
+    ----------
+    McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*,
+    arXiv:1602.05629; Bonawitz et al., *Towards Federated Learning at Scale*, arXiv:1902.01046 (over-selection).
+    """
+
+    def __init__(self, mode: SyncMode, seed: int, *, private: bool) -> None:
+        self.mode = mode
+        self._seed = seed
+        self.private = private
+        self.round: Round | None = None
+
+    def lacking(self, candidates: int) -> int:
+        """How many more workers it takes to open a round."""
+        return max(self.mode.min_available - candidates, 0)
+
+    def plan(self, buffer: int, candidates: list[str]) -> RoundRow:
+        """The round to open now, given everybody who could take part (at least `min_available`)."""
+        target = min(self.mode.clients_per_round or len(candidates), len(candidates))
+        asked = min(math.ceil(target * self.mode.over_selection), len(candidates))
+        return RoundRow(
+            buffer=buffer,
+            cohort=tuple(self._choose(buffer, candidates, asked)),
+            target=target,
+            quorum=min(self.mode.min_updates or target, target),
+            deadline_s=self.mode.deadline_s,
+        )
+
+    def extend(self, candidates: list[str], buffer: Buffer, count: int, *, restart: bool) -> RoundRow:
+        """The same round with up to `count` fresh members; `restart` begins its deadline again."""
+        assert self.round is not None
+        row = self.round.row
+        fresh = [c for c in candidates if c not in row.cohort and c not in buffer.workers]
+        chosen = self._choose(buffer.number, fresh, min(count, len(fresh)))
+        return RoundRow(
+            buffer=row.buffer,
+            cohort=row.cohort + tuple(chosen),
+            target=row.target,
+            quorum=row.quorum,
+            deadline_s=row.deadline_s,
+            extensions=row.extensions + restart,
+        )
+
+    def wants(self, worker: str, buffer: Buffer) -> bool:
+        """Whether the open round still needs this worker's update."""
+        current = self.round
+        return (
+            current is not None
+            and current.durable
+            and worker in current.row.cohort
+            and worker not in buffer.workers
+            and worker not in current.missing
+        )
+
+    def lost(self, worker: str, version: int, reason: str) -> None:
+        """A member will not finish the task that it had."""
+        current = self.round
+        if current is None or current.row.buffer != version or worker not in current.row.cohort:
+            return
+        if worker not in current.lost:
+            current.lost[worker] = reason
+            current.substitutes += 1
+
+    def complete(self, buffer: Buffer) -> bool:
+        """Whether the round has what it is after (or, privately, nobody left to wait for)."""
+        if self.round is None:
+            return False
+        if self.private:
+            return all(w in buffer.workers or w in self.round.missing for w in self.round.row.cohort)
+        return len(buffer.rows) >= self.round.row.target
+
+    def expired(self, now: float) -> bool:
+        """Whether the deadline has passed."""
+        return self.round is not None and self.round.durable and now >= self.round.deadline_at
+
+    def enough(self, buffer: Buffer) -> bool:
+        """Whether the round may end at its deadline with this."""
+        return self.private or (self.round is not None and len(buffer.rows) >= self.round.row.quorum)
+
+    def left_out(self, buffer: Buffer, reason: str) -> list[LeftOutRow]:
+        """A row for each member whose update is not in the buffer.
+
+        Not under privacy: who answered is not published, and a row would say it.
+        """
+        if self.round is None or self.private:
+            return []
+        why = self.round.lost | self.round.missing
+        return [
+            LeftOutRow(buffer=buffer.number, worker=w, reason=why.get(w, reason))
+            for w in self.round.row.cohort
+            if w not in buffer.workers
+        ]
+
+    def _choose(self, buffer: int, candidates: list[str], count: int) -> list[str]:
+        def rank(worker: str) -> bytes:
+            text = f"{self._seed}/{buffer}/{worker}".encode()
+            return hashlib.blake2b(text, digest_size=16, person=b"fedmq cohort 1").digest()
+
+        return sorted(sorted(candidates, key=rank)[:count])

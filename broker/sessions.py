@@ -1,0 +1,271 @@
+"""Who is there: workers, their sessions, and what each holds. Pure.
+
+A *worker* is a principal (a CURVE key, or without keys a name). A *session* is one life of its
+connection, from HELLO on. Rules that hold here:
+
+- One session a worker. The same `instance` replaces its session; another live instance is refused, so
+  that two programs under one name never evict each other in turn.
+- Any message proves life. A lease of silence makes a session suspect (no new tasks); two end it, and
+  free its tasks.
+- `held` is what the broker believes the worker has. BEAT and HELLO say what it really has, and
+  `reconcile` brings the two together: a task is missing only if its `seq` was seen and the worker lists
+  it nowhere.
+"""
+
+import enum
+from collections.abc import Iterable, Iterator
+
+from fedmq.fedcore.wire import Hello, TaskKind
+
+from .events import Peer
+
+BENCH_S = 1.0
+BENCH_MAX_S = 60.0
+
+
+class Phase(enum.Enum):
+    """Where a task in a worker's hands is."""
+
+    SENT = "sent"
+    """Fetching, training, or in the worker's outbox."""
+    OFFERED = "offered"
+    """Its result is on the way in; the worker is free again."""
+
+
+class Held:
+    """One task in a worker's hands."""
+
+    __slots__ = ("kind", "phase", "seq", "since", "task", "version")
+
+    def __init__(self, task: bytes, kind: TaskKind, version: int, seq: int, since: float) -> None:
+        self.task = task
+        self.kind: TaskKind = kind
+        self.version = version
+        self.seq = seq
+        self.since = since
+        self.phase = Phase.SENT
+
+
+class Session:
+    """One life of a connection."""
+
+    __slots__ = (
+        "boot", "encodings", "free", "heard", "instance", "kinds", "offering", "peer", "seen", "sent", "seq", "suspect",
+    )  # fmt: skip
+
+    def __init__(self, peer: Peer, hello: Hello, now: float) -> None:
+        self.peer = peer
+        self.instance = hello.instance
+        self.boot = hello.boot
+        self.kinds = frozenset(hello.kinds)
+        self.encodings = frozenset(hello.encodings)
+        self.free = hello.free
+        self.seq = 0
+        self.seen = 0
+        self.offering = False
+        """It offered since its last BEAT, so that `free` is about to rise."""
+        self.heard = now
+        self.sent = now
+        self.suspect = False
+
+
+class Worker:
+    """A principal, with or without a session."""
+
+    __slots__ = (
+        "accepted",
+        "benched_until",
+        "failures",
+        "held",
+        "id",
+        "last_nth",
+        "last_version",
+        "name",
+        "session",
+        "since",
+    )
+
+    def __init__(self, worker_id: str, name: str, now: float) -> None:
+        self.id = worker_id
+        self.name = name
+        self.session: Session | None = None
+        self.held: dict[bytes, Held] = {}
+        self.accepted = 0
+        self.failures = 0
+        self.benched_until = now
+        self.since = now
+        self.last_version = -1
+        self.last_nth = 0
+
+    def can(self, kind: TaskKind, now: float) -> bool:
+        """Whether it takes a task of this kind now: what it said, less what it had not seen when it said so."""
+        session = self.session
+        return (
+            session is not None
+            and not session.suspect
+            and kind in session.kinds
+            and session.free > session.seq - session.seen
+            and now >= self.benched_until
+        )
+
+    def soon(self, kind: TaskKind, now: float) -> bool:
+        """Whether it takes such a task now, or as soon as its next BEAT is here."""
+        session = self.session
+        if session is None or session.suspect or kind not in session.kinds or now < self.benched_until:
+            return False
+        return session.offering or session.free > session.seq - session.seen
+
+    def holding(self, kind: TaskKind, version: int | None = None) -> bool:
+        """Whether it has a task of this kind (against this version)."""
+        return any(h.kind == kind and version in (None, h.version) for h in self.held.values())
+
+    def nth(self, version: int) -> int:
+        """How many fit tasks it got against this version before; counts one more."""
+        if version != self.last_version:
+            self.last_version, self.last_nth = version, 0
+        else:
+            self.last_nth += 1
+        return self.last_nth
+
+    def bench(self, now: float) -> None:
+        """Its app failed: leave it alone for a while, twice as long each time."""
+        self.benched_until = now + min(BENCH_MAX_S, BENCH_S * 2.0 ** min(self.failures, 16))
+        self.failures += 1
+
+
+class Refusal(enum.Enum):
+    """Why a HELLO gets no session."""
+
+    NAME_IN_USE = "name_in_use"
+
+
+class Workers:
+    """All workers that were ever here in this broker's life.
+
+    Parameters
+    ----------
+    lease_s, beat_s : float
+        Seconds; see the module.
+    """
+
+    def __init__(self, lease_s: float, beat_s: float) -> None:
+        self._lease_s = lease_s
+        self._beat_s = beat_s
+        self._workers: dict[str, Worker] = {}
+        self._by_peer: dict[Peer, Worker] = {}
+        self.busy = 0
+        """Fit tasks that are out: sent, and not yet offered."""
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    def get(self, worker_id: str) -> Worker | None:
+        """The worker with this id, if it was ever here."""
+        return self._workers.get(worker_id)
+
+    def at(self, peer: Peer) -> Worker | None:
+        """The worker whose session is on this connection."""
+        return self._by_peer.get(peer)
+
+    def sessions(self) -> Iterator[tuple[Worker, Session]]:
+        """Every worker that has a session."""
+        for worker in self._by_peer.values():
+            if worker.session is not None:
+                yield worker, worker.session
+
+    def open(self, worker_id: str, peer: Peer, hello: Hello, now: float) -> Worker | Refusal:
+        """Open a session on a connection that has none, or has this worker's.
+
+        It replaces an older one of the same instance, or one that is silent.
+        """
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.session is not None:
+            old = worker.session
+            if old.instance != hello.instance and now - old.heard < self._lease_s:
+                return Refusal.NAME_IN_USE
+            self._by_peer.pop(old.peer, None)
+        if worker is None:
+            worker = self._workers[worker_id] = Worker(worker_id, hello.name, now)
+        worker.session = Session(peer, hello, now)
+        self._by_peer[peer] = worker
+        return worker
+
+    def close(self, worker: Worker) -> None:
+        """End its session. What it holds stays on the books until it is freed."""
+        if worker.session is not None:
+            self._by_peer.pop(worker.session.peer, None)
+            worker.session = None
+
+    def heard(self, worker: Worker, now: float) -> None:
+        """It sent something."""
+        if worker.session is not None:
+            worker.session.heard = now
+            worker.session.suspect = False
+
+    def hold(self, worker: Worker, task: bytes, kind: TaskKind, version: int, now: float) -> Held:
+        """Put a task into a worker's hands (it has a session)."""
+        assert worker.session is not None
+        worker.session.seq += 1
+        held = worker.held[task] = Held(task, kind, version, worker.session.seq, now)
+        worker.since = now
+        self.busy += kind == "fit"
+        return held
+
+    def adopt(self, worker: Worker, task: bytes, kind: TaskKind, version: int, now: float) -> None:
+        """The worker holds a task that an earlier life of this broker gave it."""
+        worker.held[task] = Held(task, kind, version, 0, now)
+        self.busy += kind == "fit"
+
+    def offered(self, worker: Worker, task: bytes) -> None:
+        """Its result is on the way in."""
+        held = worker.held.get(task)
+        if held is not None and held.phase is Phase.SENT:
+            held.phase = Phase.OFFERED
+            self.busy -= held.kind == "fit"
+        if worker.session is not None:
+            worker.session.offering = True
+
+    def free(self, worker: Worker, task: bytes) -> Held | None:
+        """Take a task off the books."""
+        held = worker.held.pop(task, None)
+        if held is not None and held.phase is Phase.SENT:
+            self.busy -= held.kind == "fit"
+        return held
+
+    def silent(self, now: float) -> tuple[list[Worker], list[Worker]]:
+        """Workers that became suspect, and workers whose session is over (it is closed here)."""
+        suspect: list[Worker] = []
+        gone: list[Worker] = []
+        for worker, session in self.sessions():
+            quiet = now - session.heard
+            if quiet >= 2 * self._lease_s:
+                gone.append(worker)
+            elif quiet >= self._lease_s and not session.suspect:
+                session.suspect = True
+                suspect.append(worker)
+        for worker in gone:
+            self.close(worker)
+        return suspect, gone
+
+    def beats(self, now: float) -> list[Session]:
+        """Sessions that are due a BEAT because nothing else was sent to them."""
+        return [s for _, s in self.sessions() if now - s.sent >= self._beat_s]
+
+
+def missing(worker: Worker, listed: Iterable[bytes]) -> list[Held]:
+    """Tasks that the worker has seen, lists nowhere, and did not offer: it lost them.
+
+    Parameters
+    ----------
+    listed : iterable of bytes
+        The task ids in its BEAT or HELLO, those in hand and those in its outbox.
+    """
+    session = worker.session
+    if session is None:
+        return []
+    here = frozenset(listed)
+    return [
+        held
+        for held in worker.held.values()
+        if held.task not in here and held.seq <= session.seen and held.phase is Phase.SENT
+    ]

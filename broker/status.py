@@ -1,0 +1,116 @@
+"""What `fedmq status` shows of a running broker, as far as its mind knows it. Pure.
+
+Under privacy nothing in it tells who contributed to a round.
+"""
+
+from typing import Any
+
+from .books import Books
+from .rounds import AsyncPlan
+from .sessions import Phase, Worker
+
+
+def report(books: Books, now: float) -> dict[str, Any]:
+    """The status as a map of plain values; times are seconds."""
+    state, reason = condition(books, now)
+    return {
+        "federation": books.config.federation.name,
+        "id": books.federation,
+        "state": state,
+        "reason": reason,
+        "version": books.version,
+        "mode": "async" if isinstance(books.plan, AsyncPlan) else "sync",
+        "buffer": {
+            "number": books.buffer.number,
+            "have": len(books.buffer.rows),
+            "of": _wanted(books),
+            "frozen": len(books.frozen),
+        },
+        "round": _round(books, now),
+        "workers": [_worker(books, w, now) for w in sorted(books.workers, key=lambda w: w.name)],
+        "uploads": len(books.uploads),
+        "metrics": {source: {"version": row.version, **row.metrics} for source, row in books.latest.items()},
+        "updates": {
+            what: books.counts.get(what, 0)
+            for what in ("accepted", "rejected", "stale", "duplicate", "failed", "malformed")
+        },
+        "privacy_steps_left": books.privacy_left,
+        "ran_s": now - books.started,
+    }
+
+
+def condition(books: Books, now: float) -> tuple[str, str | None]:
+    """One word for what the federation is doing, and why if it is not simply running."""
+    if books.finished is not None:
+        return "finished", books.finished
+    if books.draining:
+        return "draining", None
+    if books.paused:
+        return "paused", "by an operator"
+    if books.stopping is not None:
+        return "draining", books.stopping
+    if books.current is None:
+        return "stalled", "needs an initial model from a worker"
+    if isinstance(books.plan, AsyncPlan):
+        live = sum(1 for w, s in books.workers.sessions() if "fit" in s.kinds and not s.suspect)
+        lacking = books.plan.lacking(live)
+    elif books.plan.round is None and books.buffer.number == books.version:
+        able = [w for w, _ in books.workers.sessions() if w.soon("fit", now) or w.holding("evaluate")]
+        lacking = books.plan.lacking(len(able))
+    else:
+        lacking = 0
+    if lacking:
+        return "stalled", f"needs {lacking} more worker{'s' if lacking > 1 else ''}"
+    return "running", None
+
+
+def _wanted(books: Books) -> int | None:
+    if isinstance(books.plan, AsyncPlan):
+        return books.plan.mode.buffer
+    return None if books.plan.round is None else books.plan.round.row.target
+
+
+def _round(books: Books, now: float) -> dict[str, Any] | None:
+    if isinstance(books.plan, AsyncPlan) or books.plan.round is None:
+        return None
+    current = books.plan.round
+    private = books.config.privacy is not None
+    return {
+        "number": current.row.buffer,
+        "asked": len(current.row.cohort),
+        "have": None if private else len(books.buffer.rows),
+        "needed": current.row.quorum,
+        "deadline_s": max(current.deadline_at - now, 0.0) if current.row.deadline_s else None,
+        "extensions": current.row.extensions,
+    }
+
+
+def _worker(books: Books, worker: Worker, now: float) -> dict[str, Any]:
+    doing, version, task = _doing(books, worker)
+    private = books.config.privacy is not None
+    return {
+        "name": worker.name,
+        "state": doing,
+        "task": None if task is None else task[-16:].hex(),
+        "version": version,
+        "since_s": now - worker.since,
+        "heard_s": None if worker.session is None else now - worker.session.heard,
+        "updates": None if private else worker.accepted,
+    }
+
+
+def _doing(books: Books, worker: Worker) -> tuple[str, int | None, bytes | None]:
+    """What a worker is doing: its state, and the version and task that it is about."""
+    held = next(iter(worker.held.values()), None)
+    version, task = (None, None) if held is None else (held.version, held.task)
+    if worker.id in books.evicted:
+        return "evicted", version, task
+    if worker.session is None:
+        return "gone", version, task
+    if worker.session.suspect:
+        return "suspect", version, task
+    if held is None:
+        return "idle", None, None
+    if held.phase is Phase.OFFERED:
+        return "uploading", version, task
+    return {"fit": "training", "evaluate": "evaluating", "init": "initialising"}[held.kind], version, task
