@@ -103,6 +103,10 @@ class Progress:
         books.kept.add(info.version)
         if info.version == 0:
             books.buffer = Buffer(0)
+            # A BEAT that listed the model as not yet acknowledged may have put it back on the books.
+            for worker in books.workers:
+                for held in [h for h in worker.held.values() if h.kind == "init"]:
+                    books.workers.free(worker, held.task)
         else:
             books.folding = False
             books.frozen.popleft()

@@ -18,14 +18,9 @@ def report(books: Books, now: float) -> dict[str, Any]:
         "id": books.federation,
         "state": state,
         "reason": reason,
-        "version": books.version,
+        "version": None if books.current is None else books.version,
         "mode": "async" if isinstance(books.plan, AsyncPlan) else "sync",
-        "buffer": {
-            "number": books.buffer.number,
-            "have": len(books.buffer.rows),
-            "of": _wanted(books),
-            "frozen": len(books.frozen),
-        },
+        "buffer": _buffer(books),
         "round": _round(books, now),
         "workers": [_worker(books, w, now) for w in sorted(books.workers, key=lambda w: w.name)],
         "uploads": len(books.uploads),
@@ -62,6 +57,17 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
     if lacking:
         return "stalled", f"needs {lacking} more worker{'s' if lacking > 1 else ''}"
     return "running", None
+
+
+def _buffer(books: Books) -> dict[str, Any] | None:
+    if books.current is None:
+        return None
+    return {
+        "number": books.buffer.number,
+        "have": len(books.buffer.rows),
+        "of": _wanted(books),
+        "frozen": len(books.frozen),
+    }
 
 
 def _wanted(books: Books) -> int | None:

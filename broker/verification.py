@@ -100,7 +100,9 @@ def _row(update: dict[str, object], buffer: int, spool: Spool) -> AcceptRow:
     fields = {name: update[name] for name in AcceptRow.__struct_fields__ if name in update}
     row = AcceptRow(**fields, buffer=buffer, inline=inline)  # type: ignore[arg-type]
     if update["place"] == "inline" and inline is None:
-        raise StateError(f"the payload of an update of version {buffer + 1} was not kept (storage.keep_payloads)")
+        raise StateError(
+            f"the payload of an update of version {buffer + 1} was not kept (storage.keep_payloads)"
+        )
     payload = spool.payload(row.task) if row.inline is None else row.inline
     if len(payload) != row.size or xxhash.xxh3_128_digest(payload) != row.digest:
         raise StateError(f"the payload of task {row.task.hex()} is not what was accepted: it is damaged")

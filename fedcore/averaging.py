@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from . import kernels, model_file, state_dict, torch_state
+from . import kernels, state_dict, torch_state
 from .errors import ClientAppError
 from .layout import Layout
 
@@ -184,7 +184,7 @@ class FederatedAveraging:
                     continue
                 optimizer.zero_grad()
                 loss = measured(local(inputs.to(device)), targets.to(device))
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 examples += len(targets)
                 total += float(loss.detach()) * len(targets)

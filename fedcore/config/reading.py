@@ -222,7 +222,9 @@ def _value(where: str, value: object, key: Key, base: Path) -> object:
         value = str(value)
     plain = _size(value) if key.written_as == "size" and isinstance(value, str) else value
     kind = key.type
-    if isinstance(kind, types.UnionType):  # `float | None`: what stands in a file is the number, bounds and all
+    if isinstance(
+        kind, types.UnionType
+    ):  # `float | None`: what stands in a file is the number, bounds and all
         (kind,) = (part for part in kind.__args__ if part is not types.NoneType)
     try:
         checked: object = msgspec.convert(plain, typing.Annotated[typing.cast("type", kind), key.meta])

@@ -250,7 +250,9 @@ def _check_epsilon(value: float) -> None:
 
 def _check_delta(value: float) -> None:
     if not 0 < value < 1:
-        raise PrivacyError(f"delta must be in (0, 1), got {value}; it is a probability of failure, such as 1e-5")
+        raise PrivacyError(
+            f"delta must be in (0, 1), got {value}; it is a probability of failure, such as 1e-5"
+        )
 
 
 def _dp_accounting() -> tuple[Any, Any]:

@@ -13,7 +13,6 @@ from typing import Final
 import msgspec
 
 from ..errors import BudgetExhausted, PrivacyError
-
 from .accounting import Spend, epsilon, poisson_steps
 
 __all__ = ["FEDERATION", "Ledger", "open_ledger"]
@@ -79,7 +78,8 @@ class Ledger(msgspec.Struct, frozen=True):
             raise PrivacyError(f"privacy is not refunded: steps must be ≥ 0, got {steps}")
         if steps > self.remaining(subject):
             raise BudgetExhausted(
-                f"{subject} has taken {self.steps(subject)} of {self.cap} private steps; {steps} more would pass the cap"
+                f"{subject} has taken {self.steps(subject)} of {self.cap} private steps; "
+                f"{steps} more would pass the cap"
             )
         return msgspec.structs.replace(self, spent={**self.spent, subject: self.steps(subject) + steps})
 

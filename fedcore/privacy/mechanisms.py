@@ -22,7 +22,6 @@ from typing import Final
 import msgspec
 
 from ..errors import PrivacyError
-
 from .accounting import Spend
 
 __all__ = ["NOISE_NONCE", "RecordLevel", "WorkerLevel", "frozen_digest", "noise_key"]

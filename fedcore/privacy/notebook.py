@@ -166,7 +166,9 @@ def _flat(gradients: list[torch.Tensor]) -> NDArray[np.float32]:
     parts = [gradient.detach().reshape(-1).to("cpu", torch.float32) for gradient in gradients]
     flat: NDArray[np.float32] = torch.cat(parts).numpy()
     if not math.isfinite(kernels.sum_squares(flat)):
-        raise PrivacyError("a gradient holds NaN or Inf; it cannot be clipped, so that no privacy could be promised")
+        raise PrivacyError(
+            "a gradient holds NaN or Inf; it cannot be clipped, so that no privacy could be promised"
+        )
     return flat
 
 

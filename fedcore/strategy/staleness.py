@@ -18,7 +18,16 @@ import msgspec
 from .. import kernels
 from ..errors import ConfigError
 
-__all__ = ["SMALLEST_WEIGHT", "Constant", "Hinge", "Polynomial", "Staleness", "StalenessKind", "dyadic", "make"]
+__all__ = [
+    "SMALLEST_WEIGHT",
+    "Constant",
+    "Hinge",
+    "Polynomial",
+    "Staleness",
+    "StalenessKind",
+    "dyadic",
+    "make",
+]
 
 SMALLEST_WEIGHT: Final = 2.0**-20
 

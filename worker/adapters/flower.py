@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.fedcore.errors import ClientAppError
+
 from ..client import MAX_METRICS, Evaluation, Fit, TaskContext, Weights
 
 __all__ = ["Context", "FlowerApp", "is_client", "is_client_app", "is_client_fn", "wrap"]
@@ -87,13 +88,17 @@ def wrap(target: object, *, node: Mapping[str, str] | None = None) -> "FlowerApp
         When `target` is neither; of a ``ClientApp`` it says to name the ``client_fn`` instead.
     """
     if is_client_app(target):
-        raise ClientAppError("this is Flower's ClientApp; name the client_fn that it was made of: module:client_fn")
+        raise ClientAppError(
+            "this is Flower's ClientApp; name the client_fn that it was made of: module:client_fn"
+        )
     if is_client_fn(target):
         return FlowerApp(cast(Callable[[Any], object], target), node=node)
     if is_client(target):
         client = target
         return FlowerApp(lambda context: client, node=node)
-    raise ClientAppError(f"{type(target).__qualname__} is neither a Flower NumPyClient nor a client_fn(context)")
+    raise ClientAppError(
+        f"{type(target).__qualname__} is neither a Flower NumPyClient nor a client_fn(context)"
+    )
 
 
 class FlowerApp:
@@ -133,7 +138,9 @@ class FlowerApp:
         client = self._client(task)
         result = client.fit([weights[name] for name in names], _config(task))
         if not isinstance(result, Sequence) or len(result) != 3:
-            raise ClientAppError(f"a Flower fit returns (parameters, num_examples, metrics), got {_summary(result)}")
+            raise ClientAppError(
+                f"a Flower fit returns (parameters, num_examples, metrics), got {_summary(result)}"
+            )
         arrays = _as_list(result[0], expected=len(names))
         if len(arrays) != len(names):
             raise ClientAppError(f"Flower's fit returned {len(arrays)} arrays for a model of {len(names)}")
@@ -146,7 +153,9 @@ class FlowerApp:
         client = self._client(task)
         result = client.evaluate([weights[name] for name in _order(weights)], _config(task))
         if not isinstance(result, Sequence) or len(result) != 3:
-            raise ClientAppError(f"a Flower evaluate returns (loss, num_examples, metrics), got {_summary(result)}")
+            raise ClientAppError(
+                f"a Flower evaluate returns (loss, num_examples, metrics), got {_summary(result)}"
+            )
         metrics = self._metrics(result[2], reserved=1)
         metrics["loss"] = _number(result[0])
         return Evaluation(_count(result[1]), metrics)
@@ -162,12 +171,14 @@ class FlowerApp:
                 f"client_fn returned {type(client).__qualname__}; expected a NumPyClient or its to_client()"
             )
         if _parameter_names(client.fit) == ["ins"]:
-            raise ClientAppError(f"{type(client).__qualname__} is a Flower Client over FitIns; only NumPyClients run here")
+            raise ClientAppError(
+                f"{type(client).__qualname__} is a Flower Client over FitIns; only NumPyClients run here"
+            )
         return client
 
     def _metrics(self, metrics: object, reserved: int = 0) -> dict[str, float]:
         kept: dict[str, float] = {}
-        for name, value in (metrics.items() if isinstance(metrics, Mapping) else ()):
+        for name, value in metrics.items() if isinstance(metrics, Mapping) else ():
             number = math.nan if isinstance(value, str | bytes) else _number(value)
             if math.isfinite(number) and len(kept) < MAX_METRICS - reserved:
                 kept[str(name)] = number
@@ -195,7 +206,9 @@ def _config(task: TaskContext) -> dict[str, Any]:
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+        flat.update(
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
     return flat
 
 

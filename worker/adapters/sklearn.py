@@ -137,9 +137,13 @@ class SklearnApp:
         estimator, y = self._estimator, self._data[1]
         logistic = isinstance(estimator, LogisticRegression)
         if logistic and not estimator.warm_start:
-            raise ClientAppError("LogisticRegression must have warm_start=True, or every task would start from zero")
+            raise ClientAppError(
+                "LogisticRegression must have warm_start=True, or every task would start from zero"
+            )
         if not logistic and not hasattr(estimator, "partial_fit"):
-            raise ClientAppError(f"{self._name} has no partial_fit; SGDClassifier, SGDRegressor and Perceptron have")
+            raise ClientAppError(
+                f"{self._name} has no partial_fit; SGDClassifier, SGDRegressor and Perceptron have"
+            )
         if estimator.get_params().get("average"):
             raise ClientAppError(f"{self._name} must have average=False: the federation averages")
         if not is_classifier(estimator):
@@ -147,7 +151,9 @@ class SklearnApp:
                 raise ClientAppError(f"{self._name} is no classifier, so that classes must be left out")
             return
         if self._classes is None or len(self._classes) < 2:
-            raise ClientAppError(f"{self._name} needs classes=: all labels that the federation knows, two at least")
+            raise ClientAppError(
+                f"{self._name} needs classes=: all labels that the federation knows, two at least"
+            )
         if unknown := np.setdiff1d(y, self._classes):
             raise ClientAppError(f"labels that are not among the classes: {list(unknown[:5])}")
         if logistic and len(np.unique(y)) < len(self._classes):

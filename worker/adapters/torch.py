@@ -22,7 +22,6 @@ Rules that hold here:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 import torch
@@ -99,7 +98,7 @@ class TorchApp:
         with self._seeded(task), torch.no_grad():
             module = self._loaded(weights)
             module.eval()
-            result = self._evaluate(module, task)
+            result: object = self._evaluate(module, task)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise ClientAppError(f"evaluate(model, task) must return (examples, metrics), got {result!r}")
         return Evaluation(*result)
@@ -125,7 +124,7 @@ class TorchApp:
     @staticmethod
     def _weights(module: nn.Module) -> Weights:
         arrays, _ = to_arrays(module.state_dict())
-        return cast(Weights, arrays)
+        return arrays
 
     @contextmanager
     def _seeded(self, task: TaskContext) -> Iterator[None]:
@@ -135,6 +134,8 @@ class TorchApp:
             yield
 
 
-def _writable(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+def _writable(
+    array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]",
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
     """torch warns about memory that it may not write, even if it only reads it."""
     return array if array.flags.writeable else array.copy()

@@ -1,0 +1,158 @@
+"""`fedmq bench`: how fast is it here?"""
+
+import json
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedmq.fedcore.errors import ConfigError
+
+from ..logs import log_options
+from ..status_view import size
+
+if TYPE_CHECKING:
+    from .federation import Measured
+
+
+@click.group()
+@log_options
+def bench() -> None:
+    """Measure fedmq on this machine.
+
+    \b
+    Example:
+      fedmq bench federation
+    """
+
+
+@bench.command()
+@click.option(
+    "--n", type=click.IntRange(1, 10**9), default=1000, show_default=True, help="Floats in the model."
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(2, 10**6),
+    help="Rounds that are counted.  [default: 300; fewer of large models]",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["sync", "async"]),
+    default="sync",
+    show_default=True,
+    help="A version per round, or per buffer of as many updates as there are workers.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["os", "fsync", "both"]),
+    default="both",
+    show_default=True,
+    help="Whether what is accepted survives a power cut.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A folder on the disk to measure.  [default: that of temporary files]",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the figures there; - is stdout.",
+)
+@log_options
+def federation(
+    n: int,
+    workers: int,
+    rounds: int | None,
+    mode: str,
+    durability: str,
+    folder: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Measure a federation whose training does nothing.
+
+    A real broker process and real worker processes on loopback: what a round takes, how many updates and bytes
+    pass in a second, what memory the broker holds, and how long an fsync takes on the disk that it wrote to.
+
+    \b
+    Example:
+      fedmq bench federation
+      fedmq bench federation --n 100000000 --durability os
+      fedmq bench federation --workers 8 --mode async --json figures.json
+    """
+    from ..processes import leave_on_signals
+    from ..progress import view
+    from . import federation as bench_federation
+
+    chosen = [
+        bench_federation.Setting(
+            n=n,
+            workers=workers,
+            rounds=rounds or bench_federation.default_rounds(n),
+            mode=mode,
+            durability=kind,
+        )
+        for kind in (("os", "fsync") if durability == "both" else (durability,))
+    ]
+    with (
+        leave_on_signals(),
+        tempfile.TemporaryDirectory(prefix="fedmq-bench-", dir=folder) as scratch,
+        view() as shown,
+    ):
+        found = [bench_federation.measure(s, Path(scratch) / s.durability, shown) for s in chosen]
+    document = {
+        "n": n,
+        "workers": workers,
+        "mode": mode,
+        "machine": platform.platform(),
+        "runs": [_document(measured) for measured in found],
+    }
+    _write(document, found, json_file)
+
+
+def _document(measured: "Measured") -> dict[str, Any]:
+    import msgspec
+
+    values = msgspec.structs.asdict(measured)
+    return {**values, "within_bar": measured.within_bar}
+
+
+def _write(document: dict[str, Any], found: "list[Measured]", json_file: Path | None) -> None:
+    text = json.dumps(document, indent=2)
+    if json_file is not None and str(json_file) == "-":
+        click.echo(text)
+        return
+    if json_file is not None:
+        try:
+            json_file.write_text(f"{text}\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{json_file}: cannot be written: {error.strerror}") from error
+    click.echo(f"{document['n']} floats, {document['workers']} workers, {document['mode']}, no training")
+    for measured in found:
+        click.echo()
+        click.echo("\n".join(lines(measured)))
+
+
+def lines(measured: "Measured") -> list[str]:
+    """What was measured, for people."""
+    peak = measured.rss_anon_peak
+    facts = [
+        ("durability", measured.durability),
+        (
+            "round",
+            f"{measured.round_ms_median:.2f} ms median, {measured.round_ms_p99:.2f} ms p99, of {measured.rounds}",
+        ),
+        ("updates", f"{measured.updates_per_s:.1f}/s"),
+        ("up, down", f"{size(measured.bytes_up_per_s)}/s, {size(measured.bytes_down_per_s)}/s"),
+        ("memory", "unknown here" if peak is None else f"{size(peak)} RssAnon of the broker at its peak"),
+        ("fsync", f"{measured.fsync_ms:.2f} ms median, for 4 KiB in the same folder"),
+    ]
+    if measured.bar_ms is not None:
+        verdict = "within" if measured.within_bar else "ABOVE"
+        facts.append(("bar", f"{verdict} {measured.bar_ms:.2f} ms for the median round"))
+    return [f"{name:<11} {text}" for name, text in facts]

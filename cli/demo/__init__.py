@@ -1,0 +1,1 @@
+"""The demo: real processes, real images, and the comparison that the project started from."""

@@ -1,0 +1,108 @@
+"""The demo's network in torch: `network`'s twin, for ``fedmq demo --app torch``.
+
+The same names, shapes and formulas; the numbers differ in their last digits. Per-example gradients come from
+``torch.func``, which works for any module, where the numpy twin knows this one by heart.
+"""
+
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+from .app import DemoApp, Network
+from .data import Shard
+from .network import Measured, Weights
+
+__all__ = ["Net", "app"]
+
+_EXAMPLES_AT_ONCE = 1024  # per-example gradients of so many are held at a time
+
+
+def app(node: dict[str, str]) -> DemoApp:
+    """The client app of one worker, on torch."""
+    torch.set_num_threads(1)  # the demo's workers share a machine
+    return DemoApp(node, cast(Network, TorchNetwork()))
+
+
+class Net(nn.Module):
+    """Linear – ReLU – Linear."""
+
+    def __init__(self, features: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(features, hidden)
+        self.fc2 = nn.Linear(hidden, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, [n, classes]."""
+        return cast(torch.Tensor, self.fc2(torch.relu(self.fc1(x))))
+
+
+class TorchNetwork:
+    """`app.Network` on torch; arguments and results are `network`'s."""
+
+    def train(
+        self, weights: Weights, shard: Shard, *, epochs: int, batch: int, lr: float, rng: np.random.Generator
+    ) -> float:
+        """Minibatch SGD in place; returns the last epoch's mean loss."""
+        net = _net(weights)
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+        loss = 0.0
+        for _ in range(epochs):
+            loss = 0.0
+            order = rng.permutation(len(shard))
+            for start in range(0, len(order), batch):
+                part = shard.take(order[start : start + batch])
+                optimizer.zero_grad()
+                mean = cross_entropy(net(torch.from_numpy(part.x)), torch.from_numpy(part.y))
+                mean.backward()
+                optimizer.step()
+                loss += float(mean.detach()) * len(part)
+        for name, parameter in net.named_parameters():
+            weights[name][...] = parameter.detach().numpy()
+        return loss / len(shard)
+
+    def clipped_gradient_sum(self, weights: Weights, shard: Shard, *, max_norm: float) -> Weights:
+        """Sum of per-example gradients, each clipped to `max_norm`."""
+        net = _net(weights)
+        parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
+
+        def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(functional_call(net, parameters, (x[None],)), y[None])
+
+        per_example = vmap(grad(loss), in_dims=(None, 0, 0))
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        for x, y in _batches(shard, _EXAMPLES_AT_ONCE):
+            gradients = per_example(parameters, x, y)
+            squares = sum(g.flatten(1).double().square().sum(1) for g in gradients.values())
+            factors = (max_norm / torch.as_tensor(squares).sqrt().clamp(min=1e-30)).clamp(max=1.0).float()
+            for name, gradient in gradients.items():
+                total[name] += torch.einsum("n,n...->...", factors, gradient)
+        return {name: gradient.numpy() for name, gradient in total.items()}
+
+    def measure(self, weights: Weights, shard: Shard) -> Measured:
+        """Loss and accuracy."""
+        net = _net(weights)
+        loss, correct = 0.0, 0
+        with torch.no_grad():
+            for x, y in _batches(shard, 4096):
+                logits = net(x)
+                loss += float(cross_entropy(logits, y, reduction="sum"))
+                correct += int((logits.argmax(1) == y).sum())
+        return Measured(loss / len(shard), correct / len(shard))
+
+
+def _net(weights: Weights) -> Net:
+    classes, hidden = weights["fc2.weight"].shape
+    net = Net(weights["fc1.weight"].shape[1], hidden, classes)
+    net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    return net
+
+
+def _batches(shard: Shard, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for start in range(0, len(shard), size):
+        stop = start + size
+        yield torch.from_numpy(shard.x[start:stop]), torch.from_numpy(shard.y[start:stop])
