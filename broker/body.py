@@ -10,6 +10,7 @@ Rules that hold here:
 """
 
 import collections
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -50,6 +51,9 @@ from .transport import Transport
 
 FLUSH_S = 2.0
 """How long an exit waits for peers that do not take what was sent."""
+FAREWELL_S = 1.0
+"""How long an exit then waits for peers to hang up first. A socket that is closed on unread messages makes the
+kernel reset the connection, and a reset discards the BYE that the peer has not read yet."""
 
 
 class Mind(Protocol):
@@ -128,15 +132,18 @@ class Body:
             When a promise can no longer be kept: a disk that is full, a damaged file.
         """
         self._carry_out(self._mind.start(time.monotonic()))
-        deadline: float | None = None
+        deadline = math.inf
+        sent = False
         while True:
             self._hand_over()
             if self._halted is not None:
                 return self._halted
             if self._exit is not None:
-                deadline = deadline or time.monotonic() + FLUSH_S
-                sent = self._transport.idle or time.monotonic() > deadline
-                if sent and not self._promised:
+                now = time.monotonic()
+                deadline = min(deadline, now + FLUSH_S)
+                if not sent and not self._promised and (self._transport.idle or now > deadline):
+                    sent, deadline = True, now + FAREWELL_S
+                if sent and (now > deadline or not self._transport.connections):
                     self._store.put((self._traffic(),))
                     return self._exit
             self._transport.poll(self._timeout(deadline))
@@ -177,9 +184,9 @@ class Body:
     def _tell(self, event: Event) -> None:
         self._carry_out(self._mind.handle(event, time.monotonic()))
 
-    def _timeout(self, deadline: float | None) -> float | None:
-        ends = [at for at in (self._wake_at, deadline) if at is not None]
-        return max(min(ends) - time.monotonic(), 0.0) if ends else None
+    def _timeout(self, deadline: float) -> float | None:
+        at = min(deadline, math.inf if self._wake_at is None else self._wake_at)
+        return None if at == math.inf else max(at - time.monotonic(), 0.0)
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:

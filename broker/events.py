@@ -150,7 +150,7 @@ class Send(Action, frozen=True):
 
 
 class SendBlock(Action, frozen=True):
-    """Send a BLOCK of a version's file; `busy` when four are unsent already."""
+    """Send a BLOCK of a version's file; `busy` when too many are unsent."""
 
     peer: Peer
     version: int

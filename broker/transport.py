@@ -3,14 +3,17 @@
 Rules that hold here:
 
 - Nothing blocks. What a peer does not take waits in that peer's own queue, in order, and is tried again.
-- Blocks go out of the mapped file without a copy. At most four of a peer's are unsent; the next FETCH is
+- Blocks go out of the mapped file without a copy. At most eight of a peer's are unsent; the next FETCH is
   answered `busy`, so that unread FETCHes cannot pile up.
 - What arrives becomes a well-formed message or a `Violation`; no frame goes further undecoded.
 - A peer is a return address. A peer without a route is forgotten here, and reported once.
+- Connections are counted, by the socket's monitor, so that an orderly end can wait until workers have hung up:
+  libzmq throws away what a worker has received and not yet read when its connection breaks, the BYE with it.
 """
 
 import collections
 import errno
+import struct
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,10 +31,15 @@ RECEIVE_MAX = 64
 ZERO_COPY = 64 * 1024
 """From this size on, a frame is sent from where it lies."""
 OLDEST_ZMQ = (4, 3, 4)
+UNSENT_MAX = 2 * wire.FETCHES_MAX
+"""Blocks on their way to a peer. Twice what it may ask for at a time: libzmq tells that a block has left only
+some time after the peer could have read it, and asked for the next."""
 RETRY_S = 0.005
 RETRY_MAX_S = 0.1
 FRAMES_MAX = 4
 """Frames of one message that are looked at: one more than any message has."""
+_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+_MONITOR_EVENT = struct.Struct("=hi")  # as zmq.utils.monitor does it, which would load asyncio
 
 
 class Wires(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +101,9 @@ class Transport:
             self._context.destroy(linger=0)
             raise
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._connections: set[int] = set()
         self.watch(self._socket)
+        self.watch(self._monitor)
 
     def watch(self, source: Any) -> None:
         """Let `poll` return when this socket or file is readable."""
@@ -105,7 +115,9 @@ class Transport:
             due = max(self._retry_at - time.monotonic(), 0.0)
             timeout_s = due if timeout_s is None else min(timeout_s, due)
         # Rounded up: a timeout rounded to zero would spin until its time has come.
-        self._poller.poll(None if timeout_s is None else int(timeout_s * 1000) + (timeout_s > 0))
+        ready = self._poller.poll(None if timeout_s is None else int(timeout_s * 1000) + (timeout_s > 0))
+        if any(source is self._monitor for source, _ in ready):
+            self._observe()
 
     def receive(self) -> Iterator[Event]:
         """Up to 64 messages that have arrived."""
@@ -136,12 +148,12 @@ class Transport:
         self._post(peer, wire.encode(message), is_block=False)
 
     def send_block(self, peer: Peer, version: int, offset: int, data: memoryview) -> None:
-        """Send a BLOCK that lies in a mapped file, or `busy` when four are unsent."""
+        """Send a BLOCK that lies in a mapped file, or `busy` when too many are unsent."""
         line = self._lines.get(peer)
         if line is not None:
             line.blocks = [tracker for tracker in line.blocks if not tracker.done]
             unsent = len(line.blocks) + sum(is_block for _, _, is_block in line.queue)
-            if unsent >= wire.FETCHES_MAX:
+            if unsent >= UNSENT_MAX:
                 reason = f"{unsent} blocks are on their way already"
                 busy = wire.Error(
                     ref=wire.Fetch.code, why="busy", reason=reason, version=version, offset=offset
@@ -178,11 +190,18 @@ class Transport:
         """Whether everything was handed to the socket."""
         return not self._waiting
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open, whosever they are."""
+        return len(self._connections)
+
     def close(self, linger_s: float = 0.0) -> None:
         """Close the socket; give what it still holds `linger_s` to leave."""
         self._lines.clear()
         self._waiting.clear()
         if not self._context.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
             self._socket.close(linger=int(linger_s * 1000))
             self._context.term()
 
@@ -207,9 +226,12 @@ class Transport:
             (zmq.IPV6, int("[" in wires.bind)),
         ):
             socket.setsockopt(option, value)
+        self._monitor = socket.get_monitor_socket(_MONITORED)
         try:
             socket.bind(wires.bind)
         except zmq.ZMQError as error:
+            socket.disable_monitor()
+            self._monitor.close(linger=0)
             socket.close()
             if error.errno == errno.EADDRINUSE:
                 raise ConfigError(
@@ -220,6 +242,18 @@ class Transport:
                 f'federation.bind is "{wires.bind}", which this machine cannot listen on: {error.strerror}'
             ) from None
         return socket
+
+    def _observe(self) -> None:
+        """Count who has connected and who has hung up."""
+        while True:
+            try:
+                event, descriptor = _MONITOR_EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_ACCEPTED:
+                self._connections.add(descriptor)
+            else:
+                self._connections.discard(descriptor)
 
     def _post(self, peer: Peer, frames: list[wire.Frame], *, is_block: bool) -> None:
         line = self._lines.get(peer)
