@@ -19,7 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
@@ -27,7 +27,7 @@ from fedmq.fedcore import kernels, model_file, state_dict, wire
 from fedmq.fedcore.errors import ClientAppError, FedmqError, ModelError, TaskCancelled
 from fedmq.fedcore.layout import Flat, Layout
 
-from .client import ClientApp, TaskContext, Weights, check_evaluation, check_fit, check_initial
+from .client import ClientApp, TaskContext, check_evaluation, check_fit, make_initial
 from .entry import Entry
 from .events import AppFailed, Event, ModelBroken, Stored
 from .models import ModelCache
@@ -133,18 +133,10 @@ class Runner:
     def _work(self, job: Job) -> Entry:
         if job.task.kind == "init":
             return self._init(job)
+        context = self._context(job)
         file = self._open(job.task)
         layout = self._layout_of(file)
         weights = state_dict.unpack(layout, file)
-        context = TaskContext(
-            kind=job.task.kind,
-            version=job.task.version,
-            seed=job.task.seed,
-            config=job.task.config,
-            deadline_s=job.task.deadline_s,
-            node=self._node,
-            is_cancelled=job.cancelled.is_set,
-        )
         if job.task.kind == "evaluate":
             result = check_evaluation(self._app.evaluate(weights, context))
             return self._outbox.put(_entry(job, result.examples, result.metrics))
@@ -157,9 +149,19 @@ class Runner:
         return self._outbox.put(entry, encoded(delta, job.task.encoding, job.task.seed))
 
     def _init(self, job: Job) -> Entry:
-        initial = cast(Callable[[], Weights], getattr(self._app, "initial", None))
-        model = model_file.from_arrays(check_initial(initial()))
+        model = model_file.from_arrays(make_initial(self._app, self._context(job)))
         return self._outbox.put(_entry(job, 0, {}), (memoryview(chunk).cast("B") for chunk in model.chunks))
+
+    def _context(self, job: Job) -> TaskContext:
+        return TaskContext(
+            kind=job.task.kind,
+            version=job.task.version,
+            seed=job.task.seed,
+            config=job.task.config,
+            deadline_s=job.task.deadline_s,
+            node=self._node,
+            is_cancelled=job.cancelled.is_set,
+        )
 
     def _open(self, task: wire.Task) -> memoryview:
         assert task.digest is not None

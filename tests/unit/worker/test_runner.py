@@ -145,6 +145,21 @@ def test_an_initial_model_is_a_safetensors_file(bench: Callable[..., Bench]) -> 
     assert b.outbox.read(b"i", 0, entry.size) == b.file
 
 
+def test_an_initial_model_may_depend_on_its_task(bench: Callable[..., Bench]) -> None:
+    """`initial(task)` gets the seed and the config, as `fit` does."""
+    seen = []
+
+    def initial(task: TaskContext) -> Weights:
+        seen.append((task.kind, task.seed, task.config, task.node))
+        return BASE
+
+    b = bench()
+    b.runner._app.initial = initial
+    stored = b.run(wire.Task(task=b"i", seq=1, kind="init", version=0, size=0, seed=7, config={"width": 3}))
+    assert isinstance(stored, Stored)
+    assert seen == [("init", 7, {"width": 3}, {"shard": "3"})]
+
+
 def test_an_exception_is_its_type_and_place_never_its_message(bench: Callable[..., Bench]) -> None:
     """A message may quote the data; it stays in this worker's log."""
 

@@ -1,0 +1,79 @@
+"""The examples, run as their own docstrings say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmq.broker.store.versions import VersionStore
+from fedmq.fedcore.layout import Layout
+from fedmq.fedcore.state_dict import unpack
+
+from .federation import APPS, Federation, Tables
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TABLES: Tables = {
+    "mode": {"kind": "sync", "min_available": 2},
+    "stop": {"versions": 8},
+    "evaluate": {"every": 8},
+}
+
+
+@pytest.fixture
+def path() -> dict[str, str]:
+    """The examples' folder, where a user would stand."""
+    return {"PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(APPS), os.environ.get("PYTHONPATH", "")])}
+
+
+def tensors(f: Federation, version: int) -> dict[str, np.ndarray[Any, Any]]:
+    """The tensors of a kept version."""
+    file = VersionStore(f.state / "versions", fsync=False).file(version)
+    return unpack(Layout.from_file_prefix(file, len(file)), file)
+
+
+def test_the_edge_program_learns_the_line(tmp_path: Path, path: dict[str, str]) -> None:
+    """Two machines, each with readings of its own, end with the slope and the offset that both follow."""
+    with Federation(tmp_path, TABLES, path) as f:
+        f.start_broker()
+        command = [sys.executable, str(EXAMPLES / "edge_numpy.py"), f.endpoint]
+        programs = [
+            subprocess.Popen([*command, machine], cwd=tmp_path, env={**os.environ, **path})
+            for machine in ("1", "2")
+        ]
+        try:
+            f.finish()
+            assert [program.wait(20) for program in programs] == [0, 0]
+        finally:
+            for program in programs:
+                program.kill()
+                program.wait()
+        weights = tensors(f, 8)
+        assert abs(float(weights["slope"]) - 3) < 0.05
+        assert abs(float(weights["offset"]) - 1) < 0.05
+
+
+def test_the_torch_worker_learns(tmp_path: Path, path: dict[str, str]) -> None:
+    """The adapter's module is trained, and the count of batches of its batch norm is not averaged."""
+    with Federation(tmp_path, TABLES, path) as f:
+        f.start_broker()
+        for name in ("w1", "w2"):
+            f.start_worker(name, "torch_worker:app")
+        f.finish(110)
+        assert f.history()[-1]["federated"]["accuracy"] > 0.9
+        assert tensors(f, 8)["1.num_batches_tracked"] == tensors(f, 0)["1.num_batches_tracked"]
+
+
+def test_the_flower_client_runs_unchanged(tmp_path: Path, path: dict[str, str]) -> None:
+    """`context.node_config` comes from --node, `context.run_config` from the [task] table."""
+    with Federation(tmp_path, {**TABLES, "task": {"lr": 1.0}}, path) as f:
+        f.start_broker()
+        for partition in (1, 2):
+            f.start_worker(f"w{partition}", "flower_client:client_fn", "--node", f"partition-id={partition}")
+        f.finish(110)
+        measured = f.history()[-1]["federated"]
+        assert measured["accuracy"] > 0.9
+        assert measured["loss"] < 0.3
