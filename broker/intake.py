@@ -239,11 +239,22 @@ class Intake:
         if upload is not None:  # other bytes than it offered before: it trained again
             books.uploads.end(offer.task)
             books.emit(Discard((offer.task,)))
-        if not books.uploads.room():
+        if not books.uploads.room() or not self._fits_on_disk(offer.size):
             books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
             return
         books.uploads.start(worker.id, worker.session.peer, offer, now)
         books.emit(OpenUpload(offer.task, offer.size, offer.encoding or "f32"))
+
+    def _fits_on_disk(self, size: int) -> bool:
+        """Whether the spool may take so many bytes more; an empty one takes any update."""
+        books = self._books
+        budget = books.config.storage.disk_budget
+        if not budget:
+            return True
+        buffers = (*books.frozen, books.buffer)
+        spooled = sum(row.size for buffer in buffers for row in buffer.rows if row.inline is None)
+        taken = spooled + books.uploads.announced()
+        return taken == 0 or taken + size <= budget
 
     def _written(self, upload: Upload, length: int, now: float) -> None:
         if self._books.uploads.written(upload, length):

@@ -19,6 +19,9 @@ from .rounds import SyncPlan
 from .sessions import Refusal, Worker, missing
 from .tasks import TaskIds
 
+NOT_ITS_FAULT = ("paused", "deadline", "version ")
+"""How a FAIL begins that says nothing about the app: such a worker is not left alone for a while."""
+
 ErrorCode = Literal["need_hello", "gone", "busy", "malformed", "forbidden"]
 
 
@@ -93,7 +96,8 @@ class Peers:
         if held is None:
             return
         books.count("failed")
-        worker.bench(now)
+        if not fail.reason.startswith(NOT_ITS_FAULT):
+            worker.bench(now)
         plan = books.plan
         if isinstance(plan, SyncPlan) and plan.private and plan.round is not None and held.kind == "fit":
             # Asked again it would draw another sample, and the accountant counts one.

@@ -80,6 +80,10 @@ class Uploads:
         """Bytes of the budget that are taken."""
         return sum(u.credit for u in self._uploads.values())
 
+    def announced(self) -> int:
+        """Bytes that all uploads take on disk when they are complete."""
+        return sum(u.size for u in self._uploads.values())
+
     def room(self) -> bool:
         """Whether a new upload could be given anything to send."""
         return self.in_flight() < self._budget

@@ -289,7 +289,12 @@ class Storage(Table, frozen=True):
         bool, Meta(description="Keep every update, so that versions can be computed again.")
     ] = False
     disk_budget: Annotated[
-        int, Meta(ge=0, extra=_SIZE, description="Limit of the state folder; 0 means none.")
+        int,
+        Meta(
+            ge=0,
+            extra=_SIZE,
+            description="Bytes of updates that wait on disk; more wait at the workers. 0: no limit.",
+        ),
     ] = 0
 
 

@@ -21,7 +21,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -95,6 +95,47 @@ def write_model(path: Path, weights: Mapping[str, NDArray[Any]]) -> Path:
     return path
 
 
+class Program:
+    """A Python program with what a test needs of a `Child`. It is to end when its stdin does: then its test is gone."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        self.name = name
+        self.log = log
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                cwd=log.parent,
+                env=env,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        return self._process.poll()
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def join(self, timeout_s: float) -> bool:
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        return True
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.join(WAIT_S)
+
+
 class Federation:
     """A broker and its workers.
 
@@ -117,9 +158,9 @@ class Federation:
         self.toml = folder / "federation.toml"
         self.endpoint = ""
         self.broker: Child | None = None
-        self.workers: dict[str, Child] = {}
+        self.workers: dict[str, Child | Program] = {}
         self._env = {**os.environ, **path_with_apps(), "OPENBLAS_NUM_THREADS": "1", **(env or {})}
-        self._children: list[Child] = []
+        self._children: list[Child | Program] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
@@ -170,6 +211,12 @@ class Federation:
         child = Child(name, [*map(str, arguments)], self.folder / f"{name}.log", {**self._env, **(env or {})})
         self._children.append(child)
         return child
+
+    def program(self, name: str, *arguments: object) -> "Program":
+        """Start a Python program that is no `fedmq` command; its output goes to NAME.log."""
+        program = Program(name, [*map(str, arguments)], self.folder / f"{name}.log", self._env)
+        self._children.append(program)
+        return program
 
     def stop_broker(self, number: signal.Signals) -> None:
         """End the broker by a signal."""
@@ -245,12 +292,12 @@ class Federation:
         return Layout.from_file_prefix(file, len(file)).flat(file).copy()
 
 
-def log_of(child: Child) -> str:
+def log_of(child: Child | Program) -> str:
     """Everything that a child has said."""
     return child.log.read_text(encoding="utf-8", errors="replace")
 
 
-def events(child: Child) -> list[dict[str, Any]]:
+def events(child: Child | Program) -> list[dict[str, Any]]:
     """What a child logged with ``--log-format json``; a line that a kill cut short is left out."""
     found = []
     for line in log_of(child).splitlines():
