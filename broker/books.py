@@ -58,6 +58,8 @@ class Books:
         self.versions: dict[int, VersionInfo] = {info.version: info for info in recovered.versions}
         self.kept: set[int] = set(recovered.kept)
         self.current: VersionInfo | None = recovered.versions[-1] if recovered.versions else None
+        self.made = self.version
+        """The last version whose row was given to the journal: the current one, or the one about to be."""
         self.known: dict[bytes, int] = dict(recovered.known)
         self.latest: dict[str, MetricsRow] = {}
         """The last metrics of each source."""

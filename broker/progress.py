@@ -95,6 +95,9 @@ class Progress:
         if spooled and not books.config.storage.keep_payloads:
             then = (Discard(spooled), *then)
         books.commit(row, *books.counter_rows(), then=then)
+        books.made = event.info.version
+        if books.privacy_left is not None:
+            books.privacy_left -= 1
 
     def version_durable(self, info: VersionInfo, now: float) -> None:
         """A version exists for good."""
@@ -103,6 +106,7 @@ class Progress:
         books.kept.add(info.version)
         if info.version == 0:
             books.buffer = Buffer(0)
+            books.made = 0
             # A BEAT that listed the model as not yet acknowledged may have put it back on the books.
             for worker in books.workers:
                 for held in [h for h in worker.held.values() if h.kind == "init"]:
@@ -110,8 +114,6 @@ class Progress:
         else:
             books.folding = False
             books.frozen.popleft()
-            if books.privacy_left is not None:
-                books.privacy_left -= 1
         self._forget()
         self._begin_evaluation(now)
         self._collect()
@@ -199,8 +201,9 @@ class Progress:
                 plan.round.deadline_at = deadline_at
 
     def _open_round(self, plan: SyncPlan, now: float) -> None:
+        """Ask for the next round's row right behind its version's: one transaction takes both."""
         books = self._books
-        if books.paused or books.complete or books.buffer.number != books.version:
+        if books.paused or books.complete or books.buffer.number != books.made:
             return
         candidates = self._candidates(now)
         if candidates and not plan.lacking(len(candidates)):

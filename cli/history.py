@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def history(state: Path, style: str | None) -> None:
     if style == "csv":
         click.echo(_csv(flat, columns), nl=False)
     else:
-        click.echo("\n".join(_aligned(flat, columns)))
+        click.echo("\n".join(_aligned([row | _readable(row) for row in flat], columns)))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, object]:
@@ -53,6 +54,12 @@ def _flat(row: Mapping[str, Any]) -> dict[str, object]:
             else {key: value}
         )
     return flat
+
+
+def _readable(row: Mapping[str, object]) -> dict[str, object]:
+    """What a person reads more easily than a machine: local time, and the beginning of the digest."""
+    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(row["created_at"]))))
+    return {"created_at": made, "digest": str(row["digest"])[:12]}
 
 
 def _csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
