@@ -25,7 +25,7 @@ namespace fedmq {
 namespace {
 
 constexpr std::size_t kFoldAtOnce = 4;
-constexpr std::size_t kKeptBytes = std::size_t{64} << 20;  // larger updates are not kept: four of them are a lot of memory
+constexpr std::size_t kKeptBytes = std::size_t{64} << 20;  // a larger update is not kept: four are a lot of memory
 
 // The immutable bytes that a payload's memory belongs to; null if it is anything else.
 py::object immutable_owner(py::handle payload) {
@@ -58,10 +58,14 @@ public:
             const std::lock_guard<std::mutex> lock(mutex_);
             waiting_.reserve(kFoldAtOnce);
             owners_.reserve(kFoldAtOnce);
-            waiting_.push_back(sum_.admit(update.view, how, computed));
-            const bool keep = static_cast<bool>(owner);
-            if (keep) owners_.push_back(std::move(owner));
-            if (!keep || waiting_.size() == kFoldAtOnce) released = fold();
+            const Row row = sum_.admit(update.view, how, computed);
+            if (owner) {
+                waiting_.push_back(row);
+                owners_.push_back(std::move(owner));
+                if (waiting_.size() == kFoldAtOnce) released = fold();
+            } else {
+                sum_.fold(&row, 1);
+            }
         }
         if (!computed) return py::none();
         return py::float_(*computed);

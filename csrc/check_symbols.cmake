@@ -13,6 +13,7 @@ foreach(object IN LISTS objects)
   string(REGEX MATCHALL "[^\n]* [VWuvw] [^\n]*" weak "${symbols}")
   if(weak)
     string(REPLACE ";" "\n" weak "${weak}")
-    message(FATAL_ERROR "weak symbols in ${object}; keep std templates and inline functions with linkage out of it:\n${weak}")
+    message(FATAL_ERROR
+      "weak symbols in ${object}; keep std templates and inline functions with linkage out of it:\n${weak}")
   endif()
 endforeach()

@@ -45,8 +45,8 @@ std::vector<double> finite_norms(const std::vector<View>& payloads, int threads)
     return norms;
 }
 
-// The rows of an exact mean, on a grid that the norms determine. No check of ranges is needed: no element is larger than
-// its norm, and the grid has room for all norms.
+// The rows of an exact mean, on a grid that the norms determine. No check of ranges is needed: no element is larger
+// than its update's norm, and the grid has room for all norms.
 std::vector<Row> derived_rows(const std::vector<View>& payloads, const std::vector<double>& weights,
                               const std::vector<double>& norms, const MeanOptions& options, FixedPoint& grid) {
     double bound = 0.0;

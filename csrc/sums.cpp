@@ -41,7 +41,7 @@ double largest_of(const View& payload, int threads) {
 
 std::string text(double number) {
     char buffer[32];
-    std::snprintf(buffer, sizeof buffer, "%.17g", number);
+    std::snprintf(buffer, sizeof buffer, "%.9g", number);
     return buffer;
 }
 

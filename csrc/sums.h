@@ -24,11 +24,11 @@ constexpr int kValueBits = 51;
 constexpr int kSumBits = 62;
 constexpr std::uint64_t kMaxPosition = std::uint64_t{1} << 35;  // where a keyed stream ends
 
-double sum_squares(const View& payload, int threads);
-double norm_of(const View& payload, int threads);  // its root; inf or NaN where the payload holds one
-double dyadic(double weight);                      // rounded to a multiple of 2^-20
+double sum_squares(const View& payload, int threads);  // inf or NaN where the payload holds one
+double norm_of(const View& payload, int threads);      // its root
+double dyadic(double weight);                          // rounded to a multiple of 2^-20
 double clip_factor(double norm, double max_norm, bool truncate);
-std::string text(double number);                   // for messages
+std::string text(double number);  // for messages
 
 // How an update is to be added.
 struct Addition {
@@ -64,7 +64,7 @@ public:
 
 private:
     int frac_bits_;
-    double unit_;  // 2^frac_bits
+    double unit_;              // 2^frac_bits
     std::uint64_t reach_ = 0;  // no total is farther from zero than this
 };
 

@@ -24,7 +24,7 @@ import msgspec
 from ..errors import PrivacyError
 from .accounting import Spend
 
-__all__ = ["NOISE_NONCE", "RecordLevel", "WorkerLevel", "frozen_digest", "noise_key"]
+__all__ = ["NOISE_NONCE", "RecordLevel", "frozen_digest", "noise_key"]
 
 NOISE_NONCE: Final = bytes(12)
 """Each version has its own key, so that the nonce may be constant."""
@@ -82,55 +82,6 @@ class RecordLevel(msgspec.Struct, frozen=True):
     def spend(self) -> Spend:
         """What one version costs each record."""
         return Spend(self.noise_multiplier, self.sampling_rate)
-
-
-class WorkerLevel(msgspec.Struct, frozen=True):
-    """Whole updates are clipped; a worker's part in the federation is hidden, not a record's.
-
-    Parameters
-    ----------
-    clip_norm : float
-        S, the clip norm of an update.
-    noise_multiplier : float
-        z.
-    updates : int
-        K, the size of a buffer. A shorter one is not released.
-    max_weight, mean_weight : float
-        w_max and w̄, constants; 1 with uniform weights. Example counts are private themselves.
-    """
-
-    clip_norm: float
-    noise_multiplier: float
-    updates: int
-    max_weight: float = 1.0
-    mean_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_positive("clip_norm", self.clip_norm)
-        _check_positive("updates", self.updates)
-        _check_positive("max_weight", self.max_weight)
-        _check_positive("mean_weight", self.mean_weight)
-        Spend(self.noise_multiplier)
-
-    @property
-    def max_update_norm(self) -> float:
-        """S."""
-        return self.clip_norm
-
-    @property
-    def sigma(self) -> float:
-        """z·S·w_max."""
-        return self.noise_multiplier * self.clip_norm * self.max_weight
-
-    @property
-    def denominator(self) -> float:
-        """K·w̄."""
-        return self.updates * self.mean_weight
-
-    @property
-    def spend(self) -> Spend:
-        """What one version costs each worker in it. Arrivals are no Poisson sample: nothing is amplified."""
-        return Spend(self.noise_multiplier)
 
 
 def frozen_digest(rows: Iterable[tuple[bytes, bytes]], *, frac_bits: int, sigma: float) -> bytes:
