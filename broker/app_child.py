@@ -46,9 +46,11 @@ def answer(app: ClientApp, request: dict[str, Any]) -> dict[str, Any]:
     ----------
     app : ClientApp
     request : dict
-        ``do`` (``"evaluate"`` the version in `file`, or write an ``"initial"`` one there), and what a
-        `TaskContext` holds.
+        ``do`` (``"load"``, which is done by now; ``"evaluate"`` the version in `file`, or write an
+        ``"initial"`` one there), and what a `TaskContext` holds.
     """
+    if request["do"] == "load":
+        return {}
     kind, do = _KINDS[request["do"]]
     task = TaskContext(
         kind=kind,

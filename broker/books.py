@@ -23,6 +23,8 @@ from .uploads import Uploads
 
 UPLOAD_BLOCKS = 8
 """An upload's window, in blocks: enough to keep a loopback or a long fat link busy."""
+STAY_S = 10.0
+"""So long after its start a broker whose federation is over waits for workers that may have missed the end."""
 
 
 class Books:
@@ -69,6 +71,9 @@ class Books:
             self.remember(row)
         self.paused = recovered.paused
         self.evicted: set[str] = set(recovered.evicted)
+        self.awaited: set[str] = set(recovered.workers - recovered.evicted)
+        """Workers of an earlier life of this broker that have not come back yet."""
+        self.stay_until = now + STAY_S
         self.finished = recovered.finished
         self.started = now - recovered.started_s
         self.counts: dict[str, int] = dict(recovered.counts)

@@ -32,8 +32,8 @@ from .body import Body
 from .books import UPLOAD_BLOCKS
 from .control import ControlServer
 from .coordinator import Coordinator
-from .evaluator import Judge
-from .events import Drain, Evaluate, Exit, Fold
+from .evaluator import AppProcess, Judge
+from .events import Drain, Exit, Fold
 from .inbox import Inbox
 from .notes import NoteLog
 from .opening import Storage, open_storage
@@ -182,13 +182,18 @@ class Broker:
         state = stack.enter_context(StateFolder.open(config.federation.state))
         transport = Transport(_wires(config))
         stack.callback(self._close_transport, transport)
+        app = AppProcess(config.evaluate.app)
+        stack.callback(app.close)
+        if config.evaluate.app:
+            app.load()
         storage = open_storage(config, state, stack)
         commits = Commits(storage.journal)
         store = _service(stack, inbox, "store", commits)
         spooling = Spooler(storage.spool, storage.versions, config.model.max_bytes)
         spooler = _service(stack, inbox, "spool", spooling)
         folder = self._folder(stack, inbox, storage, state)
-        judge = self._judge(stack, inbox, storage)
+        judge = _service(stack, inbox, "evaluation", Judge(config, storage.versions, app))
+        stack.callback(app.kill)
         server = ControlServer(state.control, transport)
         stack.callback(server.close)
         mind = Coordinator(
@@ -229,15 +234,6 @@ class Broker:
                 state.abandon()
 
         stack.callback(close)
-        return service
-
-    def _judge(
-        self, stack: contextlib.ExitStack, inbox: Inbox[Notice], storage: Storage
-    ) -> Service[Evaluate]:
-        work = Judge(self.config, storage.versions)
-        stack.callback(work.close)
-        service = _service(stack, inbox, "evaluation", work)
-        stack.callback(work.kill)
         return service
 
     def _close_transport(self, transport: Transport) -> None:

@@ -4,8 +4,8 @@ Rules that hold here:
 
 - The app never runs in the broker's process. Whatever it does there, crash, hang, eat memory or print, costs
   the broker one evaluation and nothing else.
-- The child is started when it is first needed and kept, so that an app's imports are paid once. After a
-  failure it is killed, and the next evaluation starts another.
+- The child is kept, so that an app's imports are paid once. An app that does not import is found out before
+  the broker serves. After a failure the child is killed, and the next evaluation starts another.
 - The child finds the modules that the broker's process would find.
 """
 
@@ -29,6 +29,7 @@ from .tasks import task_seed
 from .threads import Notice
 
 INITIAL_DEADLINE_S = 600.0
+"""How long an app may take to import, or to make a first model."""
 REPLY_MAX = 1 << 20
 """Bytes of a reply; metrics are at most 64 numbers."""
 _NAME = "broker"
@@ -48,6 +49,16 @@ class AppProcess:
         self._spec = spec
         self._child: subprocess.Popen[bytes] | None = None
         self._ended = False
+
+    def load(self) -> None:
+        """Have the app imported and made, which it is only once.
+
+        Raises
+        ------
+        ClientAppError
+            When it cannot be.
+        """
+        self.ask({"do": "load"}, INITIAL_DEADLINE_S)
 
     def ask(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         """Have the app do something, and wait for what came of it.
@@ -137,12 +148,14 @@ class Judge:
     config : Config
     versions : VersionStore
         Where the versions' files are.
+    app : AppProcess
+        Of `evaluate.app`; closed by whoever made it.
     """
 
-    def __init__(self, config: Config, versions: VersionStore) -> None:
+    def __init__(self, config: Config, versions: VersionStore, app: AppProcess) -> None:
         self._config = config
         self._versions = versions
-        self._app = AppProcess(config.evaluate.app)
+        self._app = app
 
     def __call__(self, jobs: collections.deque[Evaluate]) -> Iterable[Notice]:
         """Evaluate each."""
@@ -163,14 +176,6 @@ class Judge:
                 yield Evaluated(version, None, reason=str(error))
             else:
                 yield Evaluated(version, reply["metrics"], reply["examples"])
-
-    def kill(self) -> None:
-        """Give up what is being evaluated; from any thread."""
-        self._app.kill()
-
-    def close(self) -> None:
-        """End the child; when the thread has ended."""
-        self._app.close()
 
 
 def make_initial(config: Config, target: Path) -> None:

@@ -35,6 +35,7 @@ class Peers:
     def hello(self, peer: Peer, worker_id: str, hello: wire.Hello, now: float) -> None:
         """Open a session, or say why not."""
         books = self._books
+        books.awaited.discard(worker_id)
         refusal = self._refusal(worker_id, hello)
         if refusal is not None:
             books.send(peer, refusal)

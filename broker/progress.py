@@ -71,7 +71,7 @@ class Progress:
                 self._freeze("full", [], now)
             self._fold()
             self._end_evaluation(now)
-        self._end()
+        self._end(now)
 
     def folded(self, event: Folded) -> None:
         """The files of the next version are there: commit it, with all that it consumed and spent."""
@@ -282,25 +282,39 @@ class Progress:
             books.stopping = reason
             books.note("info", "stopping", reason=reason, version=books.version)
 
-    def _end(self) -> None:
-        """When everything that was under way is done: say goodbye, and exit."""
+    def _end(self, now: float) -> None:
+        """When everything that was under way is done: say goodbye, and exit.
+
+        A broker that was killed at the end of its federation has workers that do not know: the next one
+        stays for a moment to tell them, because they would look for it for ever.
+        """
         books = self._books
         if books.folding:
             return
-        if books.finished is not None:
+        if books.stopping is not None and books.finished is None and not books.draining:
+            if books.evaluation is not None or books.measuring is not None:
+                return
+            books.finished = books.stopping
+            books.commit(FinishRow(reason=books.stopping))
+        if books.finished is not None and not books.draining and books.awaited and now < books.stay_until:
+            if goodbyes := self._goodbyes("finished"):
+                books.commit(then=goodbyes)
+            for worker, _ in list(books.workers.sessions()):
+                books.workers.close(worker)
+        elif books.finished is not None:
             self._leave("finished", books.finished)
         elif books.draining:
             self._leave("shutdown", "stopped")
-        elif books.stopping is not None and books.evaluation is None and books.measuring is None:
-            books.finished = books.stopping
-            books.commit(FinishRow(reason=books.stopping))
-            self._leave("finished", books.stopping)
 
     def _leave(self, bye: str, reason: str) -> None:
         books = self._books
         books.exited = True
-        goodbyes = tuple(Send(s.peer, wire.Bye(reason=bye)) for _, s in books.workers.sessions())
-        books.emit(Commit(books.counter_rows(), (*goodbyes, Exit(0, reason))))
+        books.emit(Commit(books.counter_rows(), (*self._goodbyes(bye), Exit(0, reason))))
+
+    def _goodbyes(self, reason: str) -> tuple[Action, ...]:
+        return tuple(
+            Send(session.peer, wire.Bye(reason=reason)) for _, session in self._books.workers.sessions()
+        )
 
     def _forget(self) -> None:
         """Drop what no accepted update can refer to any more."""

@@ -169,6 +169,8 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     """Metrics of every version that has some, oldest first."""
     paused: bool = False
     evicted: frozenset[str] = frozenset()
+    workers: frozenset[str] = frozenset()
+    """Whose updates were accepted lately: they may come back."""
     finished: str | None = None
     counts: dict[str, int] = {}
     privacy_steps: int = 0

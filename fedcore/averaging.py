@@ -117,13 +117,13 @@ class FederatedAveraging:
         states, shares = _weighted(updates, weights)
         base, dtypes = torch_state.to_arrays(self.model.state_dict())
         layout = Layout.of(base, dtypes=dtypes)
-        start = state_dict.flatten(layout, base)
-        deltas = [state_dict.delta(layout, start, torch_state.to_arrays(state)[0]) for state in states]
-        for client, delta in enumerate(deltas):
-            if not math.isfinite(kernels.sum_squares(delta)):
+        trained = []
+        for client, state in states.items():
+            flat = state_dict.flatten(layout, torch_state.to_arrays(state)[0])
+            if not math.isfinite(kernels.sum_squares(flat)):
                 raise ClientAppError(f"the update of client {client} holds NaN or Inf: its training diverged")
-        mean = kernels.weighted_mean(deltas, shares)
-        self._load(layout, start + mean)
+            trained.append(flat)
+        self._load(layout, kernels.weighted_mean(trained, shares))
         return dict(self.model.state_dict())
 
     def train_round(
@@ -174,18 +174,23 @@ class FederatedAveraging:
             raise ClientAppError(f"epochs must be ≥ 1, got {epochs}")
         measured = torch.nn.functional.cross_entropy if criterion is None else criterion
         local = copy.deepcopy(self.model).train()
-        optimizer = torch.optim.SGD(local.parameters(), lr=lr)
-        device = next(local.parameters()).device
+        parameters = [parameter for parameter in local.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise ClientAppError("the model has no parameter to train")
+        device = parameters[0].device
         examples, total = 0, 0.0
         for _ in range(epochs):
             examples, total = 0, 0.0
             for inputs, targets in batches:
                 if not len(targets):
                     continue
-                optimizer.zero_grad()
                 loss = measured(local(inputs.to(device)), targets.to(device))
-                loss.backward()
-                optimizer.step()
+                # Plain SGD by hand: torch.optim would import torch's compiler, which takes seconds.
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                with torch.no_grad():
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        if gradient is not None:
+                            parameter.sub_(gradient, alpha=lr)
                 examples += len(targets)
                 total += float(loss.detach()) * len(targets)
         state: dict[str, Any] = dict(local.state_dict())
@@ -203,8 +208,8 @@ class FederatedAveraging:
 
 def _weighted(
     updates: Sequence[State] | Sequence[Update], weights: Sequence[float] | None
-) -> tuple[list[State], list[float]]:
-    """The state dicts that count, and their weights, which add up to 1 up to rounding."""
+) -> tuple[dict[int, State], list[float]]:
+    """The state dicts that count, by client, and their weights."""
     states: list[State] = []
     counts: list[float] = []
     for update in updates:
@@ -216,7 +221,7 @@ def _weighted(
         raise ClientAppError(f"{len(states)} updates need as many weights, got {len(chosen)}")
     if any(not 0 <= weight < math.inf for weight in chosen):
         raise ClientAppError(f"weights must be finite and ≥ 0, got {chosen}")
-    kept = [(state, weight) for state, weight in zip(states, chosen, strict=True) if weight > 0]
+    kept = {client: state for client, state in enumerate(states) if chosen[client] > 0}
     if not kept:
         raise ClientAppError("no client has an example: there is nothing to average")
-    return [state for state, _ in kept], [weight for _, weight in kept]
+    return kept, [chosen[client] for client in kept]

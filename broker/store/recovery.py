@@ -31,6 +31,7 @@ def _recover(db: sqlite3.Connection, max_staleness: int, kept: frozenset[int]) -
     frozen = tuple(int(buffer) for (buffer,) in db.execute(query, (current,)))
     opened = frozen[-1] + 1 if frozen else current
     window = "SELECT task, buffer FROM updates WHERE base >= ?"
+    lately = "SELECT DISTINCT worker FROM updates WHERE buffer >= ?"
     return Recovered(
         versions=tuple(_versions(db, current - max_staleness, kept)),
         kept=kept,
@@ -43,6 +44,7 @@ def _recover(db: sqlite3.Connection, max_staleness: int, kept: frozenset[int]) -
         metrics=tuple(_metrics(db)),
         paused="paused" in facts,
         evicted=frozenset(worker for (worker,) in db.execute("SELECT worker FROM evicted")),
+        workers=frozenset(worker for (worker,) in db.execute(lately, (current - 1 - max_staleness,))),
         finished=facts.get("finished"),
         counts=dict(db.execute("SELECT name, value FROM counters")),
         privacy_steps=privacy_steps,

@@ -49,17 +49,19 @@ class TorchNetwork:
     ) -> float:
         """Minibatch SGD in place; returns the last epoch's mean loss."""
         net = _net(weights)
-        optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+        parameters = list(net.parameters())
         loss = 0.0
         for _ in range(epochs):
             loss = 0.0
             order = rng.permutation(len(shard))
             for start in range(0, len(order), batch):
                 part = shard.take(order[start : start + batch])
-                optimizer.zero_grad()
                 mean = cross_entropy(net(torch.from_numpy(part.x)), torch.from_numpy(part.y))
-                mean.backward()
-                optimizer.step()
+                # Plain SGD by hand: torch.optim would import torch's compiler, seconds in every worker.
+                gradients = torch.autograd.grad(mean, parameters)
+                with torch.no_grad():
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        parameter.sub_(gradient, alpha=lr)
                 loss += float(mean.detach()) * len(part)
         for name, parameter in net.named_parameters():
             weights[name][...] = parameter.detach().numpy()

@@ -67,7 +67,7 @@ class DifferentialPrivacy:
     --------
     >>> privacy = DifferentialPrivacy(epsilon=3.0, delta=1e-5, max_grad_norm=1.0)
     >>> privacy
-    DifferentialPrivacy(epsilon=3.0, delta=1e-05, max_grad_norm=1.0): noise_multiplier 1.401 for one release
+    DifferentialPrivacy(epsilon=3.0, delta=1e-05, max_grad_norm=1.0): noise_multiplier 1.391 for one release
     """
 
     def __init__(self, epsilon: float, delta: float, max_grad_norm: float) -> None:

@@ -122,6 +122,21 @@ def test_a_buffer_survives(tmp_path: Path, number: signal.Signals, n: int) -> No
         assert set(accepted) <= set(rows)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_workers_that_missed_the_end_are_told(tmp_path: Path, number: signal.Signals) -> None:
+    """Cut off when the federation ended, a worker would look for its broker for ever: the next start tells it."""
+    with Federation(tmp_path, {"mode": {"kind": "async", "buffer": 2}}) as f:
+        f.start_broker()
+        f.start_workers(2, delay=0.02)
+        f.wait_for_version(3)
+        f.stop_broker(number)
+        f.tables["stop"] = {"versions": f.history()[-1]["version"]}  # it is over before they are back
+        broker = f.start_broker()
+        f.finish()
+        assert "made version" in log_of(broker)
+        assert f.query("SELECT count(*) FROM facts WHERE name = 'finished'") == [(1,)]
+
+
 def test_only_some_keys_may_change(tmp_path: Path) -> None:
     """A restart names the keys that may not change; those that may are taken, and it says so."""
     with Federation(

@@ -154,8 +154,8 @@ class SklearnApp:
             raise ClientAppError(
                 f"{self._name} needs classes=: all labels that the federation knows, two at least"
             )
-        if unknown := np.setdiff1d(y, self._classes):
-            raise ClientAppError(f"labels that are not among the classes: {list(unknown[:5])}")
+        if (unknown := np.setdiff1d(y, self._classes)).size:
+            raise ClientAppError(f"labels that are not among the classes: {unknown[:5].tolist()}")
         if logistic and len(np.unique(y)) < len(self._classes):
             raise ClientAppError(
                 "LogisticRegression needs data of every class in each worker; SGDClassifier(loss='log_loss') does not"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmq.broker.evaluator import Judge, make_initial
+from fedmq.broker.evaluator import AppProcess, Judge, make_initial
 from fedmq.broker.events import Evaluate, Evaluated
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.threads import write_initial
@@ -80,11 +80,17 @@ def config(app: str, deadline_s: float = 30.0) -> configs.Config:
 
 
 @pytest.fixture
-def judged(versions: VersionStore) -> Iterator[list[Judge]]:
-    judges: list[Judge] = []
-    yield judges
-    for judge in judges:
-        judge.close()
+def children() -> Iterator[list[AppProcess]]:
+    """What is put here is closed when the test ends."""
+    made: list[AppProcess] = []
+    yield made
+    for child in made:
+        child.close()
+
+
+def judge_of(settings: configs.Config, versions: VersionStore, children: list[AppProcess]) -> Judge:
+    children.append(app := AppProcess(settings.evaluate.app))
+    return Judge(settings, versions, app)
 
 
 def evaluate(judge: Judge, *numbers: int) -> list[Evaluated]:
@@ -93,9 +99,9 @@ def evaluate(judge: Judge, *numbers: int) -> list[Evaluated]:
     return found  # type: ignore[return-value]
 
 
-def test_an_app_measures_a_version(apps: str, versions: VersionStore, judged: list[Judge]) -> None:
+def test_an_app_measures_a_version(apps: str, versions: VersionStore, children: list[AppProcess]) -> None:
     """It gets its own copy of the weights and the task's config; one process serves many versions."""
-    judged.append(judge := Judge(config(f"{apps}:Base"), versions))
+    judge = judge_of(config(f"{apps}:Base"), versions, children)
     first, second = evaluate(judge, 0, 1)
     assert first.metrics is not None
     assert second.metrics is not None
@@ -105,10 +111,10 @@ def test_an_app_measures_a_version(apps: str, versions: VersionStore, judged: li
 
 
 def test_whatever_an_app_does_costs_one_evaluation(
-    apps: str, versions: VersionStore, judged: list[Judge]
+    apps: str, versions: VersionStore, children: list[AppProcess]
 ) -> None:
     """It raises, is killed, hangs, breaks its contract, exits: each is said, and the next version is measured."""
-    judged.append(judge := Judge(config(f"{apps}:Moody", deadline_s=3.0), versions))
+    judge = judge_of(config(f"{apps}:Moody", deadline_s=3.0), versions, children)
     found = evaluate(judge, 0, 1, 2, 3, 4, 5, 6)
     reasons = [event.reason for event in found]
     assert "RuntimeError: no data today" in reasons[1]
@@ -119,18 +125,19 @@ def test_whatever_an_app_does_costs_one_evaluation(
     assert [event.metrics is None for event in found] == [False, True, True, True, True, True, False]
 
 
-def test_an_app_that_does_not_import_is_said(versions: VersionStore, judged: list[Judge]) -> None:
-    """By its name, and what to look at."""
-    judged.append(judge := Judge(config("no_such_module:app"), versions))
-    (event,) = evaluate(judge, 0)
-    assert event.metrics is None
-    assert "cannot load the client app 'no_such_module:app'" in event.reason
+def test_an_app_that_does_not_import_is_said(children: list[AppProcess]) -> None:
+    """Before there is a version to measure: by its name, and what to look at."""
+    children.append(app := AppProcess("no_such_module:app"))
+    with pytest.raises(ClientAppError, match="cannot load the client app 'no_such_module:app'"):
+        app.load()
 
 
-def test_a_killed_judge_starts_no_other_child(apps: str, versions: VersionStore, judged: list[Judge]) -> None:
+def test_a_killed_judge_starts_no_other_child(
+    apps: str, versions: VersionStore, children: list[AppProcess]
+) -> None:
     """The broker is stopping: whoever waits is told."""
-    judged.append(judge := Judge(config(f"{apps}:Base"), versions))
-    judge.kill()
+    judge = judge_of(config(f"{apps}:Base"), versions, children)
+    children[0].kill()
     (event,) = evaluate(judge, 0)
     assert event.reason == "the broker is stopping"
 
