@@ -14,7 +14,7 @@ from fedmq.fedcore import wire
 from fedmq.fedcore.config import Config, SyncMode, lower_is_better
 
 from .evaluations import Evaluation
-from .events import Action, Commit, Note, Peer, Send
+from .events import Action, Commit, Discard, Note, Peer, Send
 from .rounds import AsyncPlan, Buffer, Round, SyncPlan
 from .rows import CounterRow, MetricsRow, Recovered, Row, VersionInfo
 from .sessions import Held, Worker, Workers
@@ -95,6 +95,8 @@ class Books:
         if isinstance(self.plan, SyncPlan) and opened is not None and opened.buffer == self.buffer.number:
             self.plan.round = Round(opened, now, durable=True)
 
+        self.adopting: bytes | None = None
+        """The init task whose model is being made version 0, or was."""
         self.folding = False
         self.evaluation: Evaluation | None = None
         self.measuring: int | None = None
@@ -182,14 +184,22 @@ class Books:
         for worker, _ in self.workers.sessions():
             self.queue.setdefault(worker.id)
 
-    def release(self, worker: Worker, held: Held, reason: str) -> None:
-        """Take a task from a worker that will not finish it; somebody else, or it again, may get it."""
+    def discard(self, task: bytes) -> None:
+        """Forget an upload, and the bytes that have come of it."""
+        if self.uploads.end(task) is not None:
+            self.emit(Discard((task,)))
+
+    def release(self, worker: Worker, held: Held, reason: str, *, failed: bool = False) -> None:
+        """Take a task from a worker that will not finish it; somebody else, or it again, may get it.
+
+        `failed`: it did its work and that was of no use, so that a private round will not ask it again.
+        """
         self.workers.free(worker, held.task)
         if held.kind == "evaluate":
             if self.evaluation is not None and self.evaluation.version == held.version:
                 self.evaluation.drop(worker.id)
         elif held.kind == "fit" and isinstance(self.plan, SyncPlan):
-            self.plan.lost(worker.id, held.version, reason)
+            self.plan.lost(worker.id, held.version, reason, failed=failed)
         self.look_at(worker)
         self.note(
             "info", "task released", worker=worker.name, kind=held.kind, version=held.version, reason=reason

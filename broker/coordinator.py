@@ -39,6 +39,7 @@ from .events import (
     Peer,
     Received,
     Refused,
+    Reply,
     RoundDurable,
     Sealed,
     SendBlock,
@@ -120,12 +121,14 @@ class Coordinator:
             To be carried out in this order.
         """
         if self._books.exited:
-            return []
+            # Its last actions are being carried out; an operator is still answered.
+            error = {"ok": False, "error": "the broker is stopping"}
+            return [Reply(event.token, error)] if isinstance(event, Control) else []
         match event:
             case Received():
                 self._received(event, now)
             case Violation():
-                self._peers.violation(event.peer, event.ref, event.reason, now)
+                self._peers.violation(event.peer, event.ref, event.reason, now, task=event.task)
             case Unreachable():
                 self._peers.unreachable(event.peer, now)
             case Tick():
@@ -189,11 +192,12 @@ class Coordinator:
                 self._intake.offer(worker, message, event.payload, now)
             case wire.Part():
                 if not self._intake.part(worker, message, event.payload or memoryview(b""), now):
-                    self._peers.violation(event.peer, message.code, "a PART that was not granted", now)
+                    reason = "a PART that was not granted"
+                    self._peers.violation(event.peer, message.code, reason, now, task=message.task)
             case wire.Fail():
                 self._peers.failed(worker, message, now)
             case wire.Bye():
-                books.note("info", "worker left", worker=worker.name, reason=message.reason)
+                books.note("info", "worker left", worker=worker.name, reason=wire.clip(message.reason))
                 self._peers.gone(worker, "left")
             case _:
                 self._peers.violation(event.peer, message.code, "not a worker's message", now)
@@ -205,7 +209,8 @@ class Coordinator:
             reason = "that version is no longer kept"
             self._peers.error(peer, fetch.code, "gone", reason, version=fetch.version, offset=fetch.offset)
         elif fetch.offset >= info.size or fetch.length > books.config.network.block:
-            self._peers.violation(peer, fetch.code, "a FETCH beyond the file or the block size", now)
+            reason = "a FETCH beyond the file or the block size"
+            self._peers.violation(peer, fetch.code, reason, now, version=fetch.version, offset=fetch.offset)
         else:
             assert worker.session is not None
             worker.session.sent = now

@@ -43,6 +43,8 @@ class Violation(Event, frozen=True):
     ref: int
     """Kind byte when one could be read, else 0."""
     reason: str
+    task: bytes | None = None
+    """The task that it is about, when that could be read."""
 
 
 class Unreachable(Event, frozen=True):

@@ -70,9 +70,10 @@ class Handout:
                 return False
             self._hand(worker, "fit", current, now, 0.0, worker.nth(current.version))
             return True
-        if not plan.wants(worker.id, books.buffer) or worker.holding("fit", current.version):
+        if plan.round is None or not plan.round.durable or worker.holding("fit", current.version):
             return False
-        assert plan.round is not None
+        if not plan.wants(worker.id, books.buffer):
+            return False
         deadline_at = plan.round.deadline_at
         self._hand(worker, "fit", current, now, deadline_at - now if deadline_at < math.inf else 0.0)
         return True
@@ -81,7 +82,7 @@ class Handout:
         books = self._books
         if books.config.model.source != "first-worker" or not worker.can("init", now):
             return False
-        if any(w.holding("init") for w in books.workers):
+        if books.adopting is not None or any(w.holding("init") for w in books.workers):
             return False
         self._hand(worker, "init", _NO_MODEL, now, 0.0)
         return True

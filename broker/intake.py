@@ -76,7 +76,7 @@ class Intake:
             self._answer(worker, offer.task, "duplicate", "", now)
         elif offer.kind == "evaluate":
             self._evaluated(worker, offer, now)
-        elif self._must_wait(worker, offer):
+        elif self._has_no_place(worker, offer) or (offer.kind == "fit" and len(books.frozen) >= FROZEN_MAX):
             books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
         elif payload is None:
             self._begin(worker, offer, now)
@@ -97,12 +97,16 @@ class Intake:
 
     def opened(self, event: UploadOpened, now: float) -> None:
         """The spool file of an upload is open."""
-        upload = self._books.uploads.get(event.task)
-        if upload is None or upload.stage is not Stage.OPENING:
+        uploads = self._books.uploads
+        upload = uploads.opened(event.task, event.length, now)
+        if upload is None:
             return
-        self._books.uploads.opened(upload, min(event.length, upload.size), now)
-        self._books.uploads.extend(upload)
-        self._grant(upload, now)
+        worker = self._books.workers.get(upload.worker)
+        if worker is None or worker.session is None or worker.session.peer != upload.peer:
+            uploads.hold(upload)  # it left, or began another session, while the file was opened
+        else:
+            uploads.extend(upload)
+            self._grant(upload, now)
         if upload.written == upload.size:
             self._written(upload, upload.size, now)
 
@@ -119,32 +123,44 @@ class Intake:
         if upload is None:
             books.emit(Discard((event.task,)))  # cancelled while it was sealed
             return
+        if upload.stage is not Stage.SEALING:
+            return  # of bytes that were discarded before these were offered
         worker = books.workers.get(upload.worker)
         assert worker is not None
         offer = upload.offer
+        # Much may have happened since the offer was judged.
+        verdict = self._judge(worker, offer)
         if event.digest != offer.digest:
-            self._end(upload, now)
-            self._refuse(worker, offer.task, "rejected", "digest: the bytes are not what was offered", now)
-        elif offer.kind == "init":
-            books.emit(Adopt(offer.task))
-        else:
-            self._end(upload, now, keep=True)
-            verdict = self._judge(worker, offer) or self._accept(worker, offer, event.norm or 0.0, None, now)
-            if verdict is not None:
-                books.emit(Discard((offer.task,)))
-                self._refuse(worker, offer.task, *verdict, now)
+            verdict = "rejected", "digest: the bytes are not what was offered"
+        elif verdict is None and self._has_no_place(worker, offer):
+            books.uploads.put_off(upload)
+            books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
+            self._share(now)
+            return
+        self._end(upload, now, keep=True)
+        if verdict is None and offer.kind == "init":
+            self._adopt(offer.task, None)
+            return
+        if verdict is None:
+            verdict = self._accept(worker, offer, event.norm or 0.0, None, now)
+        if verdict is not None:
+            books.emit(Discard((offer.task,)))
+            self._refuse(worker, offer.task, *verdict, now)
 
     def adopted(self, event: Adopted, now: float) -> None:
         """A worker's initial model is version 0's file."""
-        worker = self._of_init(event.task)
-        ack = self._ack(worker, event.task, "accepted", "", now)
-        self._books.commit(VersionRow(info=event.info), then=(*ack, Tell(VersionDurable(event.info))))
+        books = self._books
+        ack = self._ack(self._of_init(event.task), event.task, "accepted", "", now)
+        books.known[event.task] = event.info.version - 1
+        then = (*ack, Discard((event.task,)), Tell(VersionDurable(event.info)))
+        books.commit(VersionRow(info=event.info), then=then)
 
     def refused(self, event: Refused, now: float) -> None:
         """A worker's initial model is of no use."""
+        self._books.adopting = None
+        self._books.emit(Discard((event.task,)))
         worker = self._of_init(event.task)
         if worker is not None:
-            worker.bench(now)
             self._refuse(worker, event.task, "rejected", event.reason, now)
 
     def stalled(self, now: float) -> None:
@@ -156,14 +172,6 @@ class Intake:
                 books.tell(worker, wire.Wait(task=upload.offer.task, retry_s=WAIT_S), now)
         self._share(now)
 
-    def cancel_older(self, version: int) -> None:
-        """Forget uploads that could only be stale: those against a version older than this."""
-        tasks = tuple(self._books.uploads.older_than(version))
-        for task in tasks:
-            self._books.uploads.end(task)
-        if tasks:
-            self._books.emit(Discard(tasks))
-
     def _judge(self, worker: Worker, offer: Offer) -> tuple[Result, str] | None:
         """What speaks against an offer before its bytes are here; None when nothing does."""
         books = self._books
@@ -174,7 +182,7 @@ class Intake:
         if offer.kind == "init":
             if not books.ids.check(offer.task, worker.id, b""):
                 return "rejected", "task: not this worker's"
-            if books.current is not None:
+            if books.current is not None and offer.task not in books.known:
                 return "stale", "the federation has an initial model"
             if offer.size is not None and offer.size > books.config.model.max_bytes:
                 return "rejected", f"size: at most {books.config.model.max_bytes} bytes"
@@ -212,14 +220,13 @@ class Intake:
             return "rejected", f"size: {expected} bytes in {offer.encoding}"
         return None
 
-    def _must_wait(self, worker: Worker, offer: Offer) -> bool:
-        books = self._books
-        if offer.kind != "fit":
-            return False
-        if len(books.frozen) >= FROZEN_MAX:
-            return True
-        plan = books.plan
-        return isinstance(plan, AsyncPlan) and plan.mode.one_per_worker and worker.id in books.buffer.workers
+    def _has_no_place(self, worker: Worker, offer: Offer) -> bool:
+        """Whether an update that is otherwise good has to wait for the next buffer, or a model for another."""
+        books, plan = self._books, self._books.plan
+        if offer.kind == "init":
+            return books.adopting is not None
+        alone = isinstance(plan, AsyncPlan) and plan.mode.one_per_worker
+        return alone and worker.id in books.buffer.workers
 
     def _begin(self, worker: Worker, offer: Offer, now: float) -> None:
         """An OFFER whose bytes are to come."""
@@ -228,33 +235,36 @@ class Intake:
         assert offer.size is not None
         upload = books.uploads.get(offer.task)
         if upload is not None and (upload.size, upload.offer.digest) == (offer.size, offer.digest):
-            if upload.stage is Stage.HELD and not books.uploads.room():
-                books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
+            if upload.stage is not Stage.HELD:
+                books.uploads.resume(upload, worker.session.peer, now)
+                if upload.stage is Stage.MOVING:
+                    books.uploads.extend(upload)
+                    self._grant(upload, now)
                 return
-            books.uploads.resume(upload, worker.session.peer, now)
-            if upload.stage is Stage.MOVING:
-                books.uploads.extend(upload)
-                self._grant(upload, now)
-            return
-        if upload is not None:  # other bytes than it offered before: it trained again
-            books.uploads.end(offer.task)
-            books.emit(Discard((offer.task,)))
-        if not books.uploads.room() or not self._fits_on_disk(offer.size):
+        elif upload is not None:  # other bytes than it offered before: it trained again
+            books.discard(offer.task)
+            upload = None
+        if not books.uploads.room() or not (upload or self._fits_on_disk(offer.size)):
             books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
             return
         books.uploads.start(worker.id, worker.session.peer, offer, now)
         books.emit(OpenUpload(offer.task, offer.size, offer.encoding or "f32"))
 
     def _fits_on_disk(self, size: int) -> bool:
-        """Whether the spool may take so many bytes more; an empty one takes any update."""
+        """Whether the spool may take so many bytes more.
+
+        It takes what the open buffer needs, whatever that is, while no other waits to be folded: nothing
+        else would ever make room.
+        """
         books = self._books
         budget = books.config.storage.disk_budget
         if not budget:
             return True
+        if not books.frozen and books.uploads.under_way() < books.plan.needed(books.buffer):
+            return True
         buffers = (*books.frozen, books.buffer)
         spooled = sum(row.size for buffer in buffers for row in buffer.rows if row.inline is None)
-        taken = spooled + books.uploads.announced()
-        return taken == 0 or taken + size <= budget
+        return spooled + books.uploads.announced() + size <= budget
 
     def _written(self, upload: Upload, length: int, now: float) -> None:
         if self._books.uploads.written(upload, length):
@@ -289,12 +299,18 @@ class Intake:
             self._refuse(worker, offer.task, "rejected", "digest: the bytes are not what was offered", now)
             return
         if offer.kind == "init":
-            self._books.emit(Adopt(offer.task, bytes(payload)))
+            self._adopt(offer.task, bytes(payload))
             return
         norm = math.sqrt(kernels.sum_squares(payload, encoding=offer.encoding or "f32"))
+        self._books.discard(offer.task)  # it may have begun to send the same in PARTs
         verdict = self._accept(worker, offer, norm, bytes(payload), now)
         if verdict is not None:
             self._refuse(worker, offer.task, *verdict, now)
+
+    def _adopt(self, task: bytes, inline: bytes | None) -> None:
+        """Make version 0 of a worker's model; one at a time, for the second would write over the first."""
+        self._books.adopting = task
+        self._books.emit(Adopt(task, inline))
 
     def _accept(
         self, worker: Worker, offer: Offer, norm: float, inline: bytes | None, now: float
@@ -352,8 +368,7 @@ class Intake:
             books.commit(row, then=self._ack(worker, offer.task, "accepted", "", now))
 
     def _of_init(self, task: bytes) -> Worker | None:
-        """The worker whose init task this is; its upload, if there was one, is over."""
-        self._books.uploads.end(task)
+        """The worker whose init task this is; it is off the books by that."""
         for worker in self._books.workers:
             if task in worker.held:
                 self._books.workers.free(worker, task)
@@ -374,7 +389,13 @@ class Intake:
 
     def _refuse(self, worker: Worker, task: bytes, result: Result, reason: str, now: float) -> None:
         books = self._books
-        books.workers.free(worker, task)
+        held = worker.held.get(task)
+        if result == "rejected" and held is not None:
+            # What it made was of no use, and would be again: not at once.
+            worker.bench(now)
+            books.release(worker, held, f"rejected: {reason}", failed=True)
+        else:
+            books.workers.free(worker, task)
         books.count(result)
         level = "info" if result == "stale" else "warning"
         books.note(level, f"update {result}", worker=worker.name, reason=reason)

@@ -18,6 +18,7 @@ from .events import Drop, Peer
 from .rounds import SyncPlan
 from .sessions import Refusal, Worker, missing
 from .tasks import TaskIds
+from .uploads import Stage
 
 NOT_ITS_FAULT = ("paused", "deadline", "version ")
 """How a FAIL begins that says nothing about the app: such a worker is not left alone for a while."""
@@ -75,6 +76,9 @@ class Peers:
         )
         for held in opened.held.values():
             held.seq = 0  # of an earlier session: whatever it does not list now, it does not have
+        for upload in books.uploads.of(opened.id):
+            if upload.offer.task not in hello.outbox and upload.stage is not Stage.SEALING:
+                books.discard(upload.offer.task)  # it has not the rest of the bytes any more
         self._reconcile(opened, hello.tasks, hello.outbox, now)
 
     def beat(self, worker: Worker, beat: wire.Beat, now: float) -> None:
@@ -93,17 +97,16 @@ class Peers:
     def failed(self, worker: Worker, fail: wire.Fail, now: float) -> None:
         """The client app failed on a task."""
         books = self._books
+        upload = books.uploads.get(fail.task)
+        if upload is not None and upload.worker == worker.id:
+            books.discard(fail.task)
         held = worker.held.get(fail.task)
         if held is None:
             return
         books.count("failed")
         if not fail.reason.startswith(NOT_ITS_FAULT):
             worker.bench(now)
-        plan = books.plan
-        if isinstance(plan, SyncPlan) and plan.private and plan.round is not None and held.kind == "fit":
-            # Asked again it would draw another sample, and the accountant counts one.
-            plan.round.missing[worker.id] = "failed"
-        books.release(worker, held, f"failed: {fail.reason}")
+        books.release(worker, held, f"failed: {wire.clip(fail.reason)}", failed=True)
 
     def unreachable(self, peer: Peer, now: float) -> None:
         """There is no route to a peer: whoever it was is suspect until it is heard again."""
@@ -121,6 +124,9 @@ class Peers:
             books.workers.close(worker)
         for held in list(worker.held.values()):
             books.release(worker, held, reason)
+        if isinstance(books.plan, SyncPlan) and books.plan.wants(worker.id, books.buffer):
+            # It was asked, and had not even got its task.
+            books.plan.lost(worker.id, books.buffer.number, reason, failed=False)
         if books.evaluation is not None:
             books.evaluation.drop(worker.id)
         books.queue.pop(worker.id, None)
@@ -142,7 +148,17 @@ class Peers:
         edge = now - wire.VIOLATIONS_WINDOW_S
         self._violations = {peer: times for peer, times in self._violations.items() if times[-1] > edge}
 
-    def violation(self, peer: Peer, ref: int, reason: str, now: float) -> None:
+    def violation(
+        self,
+        peer: Peer,
+        ref: int,
+        reason: str,
+        now: float,
+        *,
+        task: bytes | None = None,
+        version: int | None = None,
+        offset: int | None = None,
+    ) -> None:
         """Answer and count a protocol error; three within a minute end the session."""
         books = self._books
         books.count("malformed")
@@ -150,8 +166,9 @@ class Peers:
         self._violations[peer] = [*recent, now]
         worker = books.workers.at(peer)
         name = None if worker is None else worker.name
+        reason = wire.clip(reason)
         books.note("warning", "protocol error", worker=name, reason=reason)
-        self.error(peer, ref, "malformed", reason)
+        self.error(peer, ref, "malformed", reason, task=task, version=version, offset=offset)
         if len(recent) + 1 >= wire.VIOLATIONS_MAX:
             del self._violations[peer]
             if worker is not None:
@@ -166,12 +183,15 @@ class Peers:
         why: ErrorCode,
         reason: str,
         *,
+        task: bytes | None = None,
         version: int | None = None,
         offset: int | None = None,
     ) -> None:
         """Tell a peer that its message of kind `ref` could not be served."""
-        message = wire.Error(ref=ref, why=why, reason=wire.clip(reason), version=version, offset=offset)
-        self._books.send(peer, message)
+        self._books.send(
+            peer,
+            wire.Error(ref=ref, why=why, reason=wire.clip(reason), task=task, version=version, offset=offset),
+        )
 
     def _refusal(self, worker_id: str, hello: wire.Hello) -> wire.Message | None:
         books = self._books
@@ -226,7 +246,8 @@ class Peers:
         elif isinstance(books.plan, SyncPlan):
             wanted = self._in_round(worker, claim.version)
         else:
-            wanted = info is not None and books.buffer.number - claim.version <= books.max_staleness
+            missed = books.buffer.number - claim.version
+            wanted = info is not None and missed <= books.max_staleness and not books.complete
         if wanted:
             books.workers.adopt(worker, task, claim.kind, claim.version, now)
         return wanted

@@ -160,9 +160,7 @@ class Progress:
             for held in [h for h in worker.held.values() if h.kind == "fit" and h.version == base]:
                 books.workers.free(worker, held.task)
                 books.tell(worker, wire.Cancel(task=held.task, reason="the round is over"), now)
-                upload = books.uploads.end(held.task)
-                if upload is not None:
-                    books.emit(Discard((held.task,)))
+                books.discard(held.task)
 
     def _fold(self) -> None:
         books = self._books
@@ -214,9 +212,7 @@ class Progress:
         self._books.commit(row, then=(Tell(RoundDurable(row.buffer)),))
 
     def _candidates(self, now: float) -> list[str]:
-        return [
-            w.id for w, _ in self._books.workers.sessions() if w.soon("fit", now) or w.holding("evaluate")
-        ]
+        return [w.id for w, _ in self._books.workers.sessions() if w.soon("fit", now)]
 
     def _begin_evaluation(self, now: float) -> None:
         """Measure the current version, if it is its turn."""
@@ -261,10 +257,6 @@ class Progress:
         books.commit(row)
         shown = {name: round(value, 6) for name, value in row.metrics.items()}
         books.note("info", "version measured", version=row.version, source=row.source, **shown)
-        stop = books.config.stop
-        value = row.metrics.get(stop.metric)
-        if stop.metric and value is not None and stop.reached(value):
-            self._stop(f"{stop.metric} reached {value:.6g} at version {row.version}")
 
     def _check_stop(self, now: float) -> None:
         books = self._books
@@ -275,6 +267,10 @@ class Progress:
             self._stop(f"ran for {stop.seconds:g} s")
         elif books.privacy_left is not None and books.privacy_left <= 0:
             self._stop("the privacy budget is spent")
+        for row in books.latest.values() if stop.metric else ():
+            value = row.metrics.get(stop.metric)
+            if value is not None and stop.reached(value):
+                self._stop(f"{stop.metric} reached {value:.6g} at version {row.version}")
 
     def _stop(self, reason: str) -> None:
         books = self._books
@@ -325,8 +321,7 @@ class Progress:
         for version in [v for v in books.versions if v < oldest and v not in books.kept]:
             del books.versions[version]
         for task in books.uploads.older_than(oldest):
-            books.uploads.end(task)
-            books.emit(Discard((task,)))
+            books.discard(task)
 
     def _collect(self) -> None:
         """Delete files of versions that nothing needs: see `[storage] keep`."""

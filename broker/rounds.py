@@ -50,6 +50,10 @@ class AsyncPlan:
         """Whether the buffer is full."""
         return len(buffer.rows) >= self.mode.buffer
 
+    def needed(self, buffer: Buffer) -> int:
+        """How many more updates make the buffer full."""
+        return max(self.mode.buffer - len(buffer.rows), 0)
+
     def lacking(self, workers: int) -> int:
         """How many more workers it takes before the buffer can ever be full."""
         return max(self.mode.buffer - workers, 0) if self.mode.one_per_worker else max(1 - workers, 0)
@@ -63,6 +67,7 @@ class Round:
     def __init__(self, row: RoundRow, now: float, *, durable: bool) -> None:
         self.row = row
         self.durable = durable
+        """Whether tasks may go out. Updates may come in before that: their rows follow the round's."""
         self.deadline_at = now + row.deadline_s if row.deadline_s else math.inf
         self.missing: dict[str, str] = {}
         """Members that will not be asked again, and why."""
@@ -133,17 +138,19 @@ class SyncPlan:
         current = self.round
         return (
             current is not None
-            and current.durable
             and worker in current.row.cohort
             and worker not in buffer.workers
             and worker not in current.missing
         )
 
-    def lost(self, worker: str, version: int, reason: str) -> None:
-        """A member will not finish the task that it had."""
+    def lost(self, worker: str, version: int, reason: str, *, failed: bool) -> None:
+        """A member will not finish the task that it had, or failed at it."""
         current = self.round
         if current is None or current.row.buffer != version or worker not in current.row.cohort:
             return
+        if failed and self.private:
+            # Asked again it would draw another sample, and the accountant counts one.
+            current.missing[worker] = reason
         if worker not in current.lost:
             current.lost[worker] = reason
             current.substitutes += 1
@@ -155,6 +162,13 @@ class SyncPlan:
         if self.private:
             return all(w in buffer.workers or w in self.round.missing for w in self.round.row.cohort)
         return len(buffer.rows) >= self.round.row.target
+
+    def needed(self, buffer: Buffer) -> int:
+        """How many more updates the round is after."""
+        if self.round is None:
+            return 0
+        row = self.round.row
+        return max((len(row.cohort) if self.private else row.target) - len(buffer.rows), 0)
 
     def expired(self, now: float) -> bool:
         """Whether the deadline has passed."""

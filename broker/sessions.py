@@ -109,11 +109,11 @@ class Worker:
         )
 
     def soon(self, kind: TaskKind, now: float) -> bool:
-        """Whether it takes such a task now, or as soon as its next BEAT is here."""
+        """Whether it takes such a task now, or as soon as its evaluation is done or its next BEAT is here."""
         session = self.session
         if session is None or session.suspect or kind not in session.kinds or now < self.benched_until:
             return False
-        return session.offering or session.free > session.seq - session.seen
+        return session.offering or self.holding("evaluate") or session.free > session.seq - session.seen
 
     def holding(self, kind: TaskKind, version: int | None = None) -> bool:
         """Whether it has a task of this kind (against this version)."""
@@ -186,6 +186,7 @@ class Workers:
             self._by_peer.pop(old.peer, None)
         if worker is None:
             worker = self._workers[worker_id] = Worker(worker_id, hello.name, now)
+        worker.name = hello.name
         worker.session = Session(peer, hello, now)
         self._by_peer[peer] = worker
         return worker
@@ -233,7 +234,7 @@ class Workers:
         return held
 
     def silent(self, now: float) -> tuple[list[Worker], list[Worker]]:
-        """Workers that became suspect, and workers whose session is over (it is closed here)."""
+        """Workers that became suspect, and workers whose session should end."""
         suspect: list[Worker] = []
         gone: list[Worker] = []
         for worker, session in self.sessions():
@@ -243,8 +244,6 @@ class Workers:
             elif quiet >= self._lease_s and not session.suspect:
                 session.suspect = True
                 suspect.append(worker)
-        for worker in gone:
-            self.close(worker)
         return suspect, gone
 
     def beats(self, now: float) -> list[Session]:
@@ -253,7 +252,7 @@ class Workers:
 
 
 def missing(worker: Worker, listed: Iterable[bytes]) -> list[Held]:
-    """Tasks that the worker has seen, lists nowhere, and did not offer: it lost them.
+    """Tasks that the worker has seen and lists nowhere: it lost them, or what it made of them.
 
     Parameters
     ----------
@@ -264,8 +263,4 @@ def missing(worker: Worker, listed: Iterable[bytes]) -> list[Held]:
     if session is None:
         return []
     here = frozenset(listed)
-    return [
-        held
-        for held in worker.held.values()
-        if held.task not in here and held.seq <= session.seen and held.phase is Phase.SENT
-    ]
+    return [held for held in worker.held.values() if held.task not in here and held.seq <= session.seen]

@@ -50,7 +50,7 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
         live = sum(1 for w, s in books.workers.sessions() if "fit" in s.kinds and not s.suspect)
         lacking = books.plan.lacking(live)
     elif books.plan.round is None and books.buffer.number == books.version:
-        able = [w for w, _ in books.workers.sessions() if w.soon("fit", now) or w.holding("evaluate")]
+        able = [w for w, _ in books.workers.sessions() if w.soon("fit", now)]
         lacking = books.plan.lacking(len(able))
     else:
         lacking = 0
@@ -64,7 +64,8 @@ def _buffer(books: Books) -> dict[str, Any] | None:
         return None
     return {
         "number": books.buffer.number,
-        "have": len(books.buffer.rows),
+        # Under privacy it is not shown who answered, nor how many.
+        "have": len(books.buffer.rows) if books.config.privacy is None else None,
         "of": _wanted(books),
         "frozen": len(books.frozen),
     }

@@ -139,7 +139,7 @@ class Transport:
                 message, payload = wire.decode(frames, wire.TO_BROKER)
             except ProtocolError as error:
                 ref = frames[0][3] if frames and len(frames[0]) == 4 else 0
-                yield Violation(peer, ref, wire.clip(str(error)))
+                yield Violation(peer, ref, wire.clip(str(error)), error.task)
             else:
                 yield Received(peer, message, payload)
 

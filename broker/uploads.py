@@ -8,7 +8,8 @@ An upload is a receiver-driven, resumable transfer into one spool file. Rules th
   reconnect; bytes are never sent twice, except those in flight when a connection died.
 - A transfer that moves is never timed out; one that stands still for a minute loses its credit and is
   told to offer again. Its bytes stay.
-- Spool events come in the order of the actions that caused them.
+- Spool events come in the order of the actions that caused them. An upload that was ended and begun again
+  waits for the answer to its own `OpenUpload`; what an earlier one still causes changes nothing.
 """
 
 import enum
@@ -27,7 +28,8 @@ class Stage(enum.Enum):
     MOVING = "moving"
     SEALING = "sealing"
     HELD = "held"
-    """No credit: its session ended or it stood still; waits for the worker to offer it again."""
+    """No credit: its session ended, it stood still, or its buffer has no place for it yet; waits for the
+    worker to offer it again, and then for the spool to say what it holds."""
 
 
 class Upload:
@@ -68,6 +70,8 @@ class Uploads:
         self._budget = budget
         self._cap = cap
         self._uploads: dict[bytes, Upload] = {}
+        self._unanswered: dict[bytes, int] = {}
+        """How many times the spool was asked to open an upload, and has not answered."""
 
     def __len__(self) -> int:
         return len(self._uploads)
@@ -84,28 +88,43 @@ class Uploads:
         """Bytes that all uploads take on disk when they are complete."""
         return sum(u.size for u in self._uploads.values())
 
+    def under_way(self) -> int:
+        """How many uploads there are whose workers are sending them."""
+        return sum(u.stage is not Stage.HELD for u in self._uploads.values())
+
     def room(self) -> bool:
         """Whether a new upload could be given anything to send."""
         return self.in_flight() < self._budget
 
     def start(self, worker: str, peer: Peer, offer: Offer, now: float) -> Upload:
-        """Begin (or begin anew) an upload; it stays OPENING until the spool says what it holds."""
+        """Begin (or begin anew, or go on with) an upload: OPENING until the spool says what it holds."""
         upload = self._uploads[offer.task] = Upload(worker, peer, offer, now)
+        self._unanswered[offer.task] = self._unanswered.get(offer.task, 0) + 1
         return upload
 
-    def opened(self, upload: Upload, length: int, now: float) -> None:
-        """The spool holds `length` bytes."""
-        upload.stage = Stage.MOVING
-        upload.queued = upload.written = upload.limit = length
-        upload.moved = now
+    def opened(self, task: bytes, length: int, now: float) -> Upload | None:
+        """The spool holds `length` bytes; the upload if that is the answer it waits for."""
+        left = self._unanswered.pop(task, 1) - 1
+        if left:
+            self._unanswered[task] = left
+            return None
+        upload = self._uploads.get(task)
+        if upload is not None:
+            upload.stage = Stage.MOVING
+            upload.queued = upload.written = upload.limit = min(length, upload.size)
+            upload.moved = now
+        return upload
 
     def resume(self, upload: Upload, peer: Peer, now: float) -> None:
         """The same update was offered again: go on from what was handed to the spool."""
         upload.peer = peer
         upload.moved = now
-        if upload.stage in (Stage.MOVING, Stage.HELD):
-            upload.stage = Stage.MOVING
+        if upload.stage is Stage.MOVING:
             upload.limit = upload.queued
+
+    def put_off(self, upload: Upload) -> None:
+        """A complete update whose time has not come; its bytes stay."""
+        upload.stage = Stage.HELD
 
     def extend(self, upload: Upload) -> bool:
         """Raise its limit as far as the budget allows; whether that is worth a GRANT now."""
@@ -164,6 +183,10 @@ class Uploads:
     def end(self, task: bytes) -> Upload | None:
         """Forget an upload: it was accepted, refused, or is no longer wanted."""
         return self._uploads.pop(task, None)
+
+    def of(self, worker: str) -> list[Upload]:
+        """The uploads of one worker."""
+        return [upload for upload in self._uploads.values() if upload.worker == worker]
 
     def older_than(self, version: int) -> list[bytes]:
         """Fit uploads whose base is older than `version`: they could only be stale."""

@@ -58,13 +58,16 @@ class ProtocolError(FedmqError):
     ----------
     code : str
         One of the closed list in `fedmq.fedcore.wire.ERROR_CODES`.
+    task : bytes or None
+        The task that the message is about, when that could be read.
     """
 
     exit_code = 5
 
-    def __init__(self, message: str, code: str = "malformed") -> None:
+    def __init__(self, message: str, code: str = "malformed", *, task: bytes | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.task = task
 
 
 class StateError(FedmqError):

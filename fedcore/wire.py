@@ -40,6 +40,8 @@ INLINE_MAX = 64 * 1024
 TEXT_MAX = 128
 """Bytes of UTF-8, not characters; so are all limits of texts."""
 REASON_MAX = 200
+TASK_MAX = 64
+"""Bytes of a task id."""
 LIST_MAX = 64
 IDS_MAX = 1024
 """Entries of a list of task ids, and of any array or map in a header: msgpack reserves memory for as many
@@ -58,7 +60,7 @@ Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_MAX)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=TEXT_MAX)]
 Texts: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=LIST_MAX)]
 Reason: TypeAlias = Annotated[str, Meta(max_length=REASON_MAX)]
-TaskKey: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=64)]
+TaskKey: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=TASK_MAX)]
 TaskList: TypeAlias = Annotated[tuple[TaskKey, ...], Meta(max_length=IDS_MAX)]
 Token: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=32)]
 CurveKey: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -397,16 +399,17 @@ def decode(frames: Sequence[Frame], table: Table) -> tuple[Message, memoryview |
     try:
         message = msgspec.convert(header, kind, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
-        raise ProtocolError(f"{kind.__name__}: {clip(str(error))}") from None
+        raise ProtocolError(f"{kind.__name__}: {clip(str(error))}", task=_task_of(header)) from None
     reason = getattr(message, "reason", "")
     if len(reason) * 4 > REASON_MAX and len(reason.encode()) > REASON_MAX:
         raise ProtocolError(f"{kind.__name__}: reason: at most {REASON_MAX} bytes")
     if payload is not None and isinstance(message, Offer):
         if message.kind == "evaluate":
-            raise ProtocolError("Offer: an evaluate offer carries no payload")
+            raise ProtocolError("Offer: an evaluate offer carries no payload", task=message.task)
         if payload.nbytes > INLINE_MAX:
             raise ProtocolError(
-                f"Offer: a payload of {payload.nbytes} bytes, at most {INLINE_MAX} ride along"
+                f"Offer: a payload of {payload.nbytes} bytes, at most {INLINE_MAX} ride along",
+                task=message.task,
             )
     return message, payload
 
@@ -441,6 +444,12 @@ def _unpack(header: Frame) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ProtocolError("header: not a msgpack map")
     return fields
+
+
+def _task_of(header: dict[str, Any]) -> bytes | None:
+    """The task that a refused header names, if it names one."""
+    task = header.get("task")
+    return task if isinstance(task, bytes) and 1 <= len(task) <= TASK_MAX else None
 
 
 def _unique(pairs: list[tuple[object, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 - A version consumes exactly the rows of its frozen buffer, however often it is folded.
 - No update counts twice; its staleness and its buffer are as the mode allows.
 - A task goes out against a version, and in a round, that a crash cannot take back.
+- A worker keeps a result until it has the broker's word for it.
 - Credit stays within its budget, and a worker never holds more tasks than it has slots.
 """
 
@@ -25,6 +26,9 @@ from fedmq.broker.sessions import Phase
 from fedmq.broker.tasks import TaskIds
 from fedmq.fedcore import wire
 from fedmq.fedcore.config import AsyncMode, Config, SyncMode
+from fedmq.worker.entry import Entry
+from fedmq.worker.events import Event as WorkerEvent
+from fedmq.worker.events import Received, Stored
 
 
 class Audit:
@@ -113,6 +117,14 @@ class Audit:
     def worker_holds(self, name: str, tasks: int, slots: int) -> None:
         """A worker was given a task."""
         assert tasks <= slots, f"{name} has {slots} slots and was given {tasks} tasks"
+
+    def worker_forgets(self, task: bytes, because: WorkerEvent) -> None:
+        """A worker deletes a result: only the broker's word allows it, or that nobody wants it any more."""
+        match because:
+            case Received(message=wire.Ack(task=of) | wire.Cancel(task=of)) | Stored(entry=Entry(task=of)):
+                assert of == task, "a worker forgets another result"
+            case _:
+                raise AssertionError(f"a worker forgets a result because of {type(because).__name__}")
 
     def ended(self, rows: list[Row]) -> None:
         """The federation said that it is finished."""

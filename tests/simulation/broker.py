@@ -71,6 +71,8 @@ class Broker(Process):
         Of the model's flat vector.
     model_bytes : int
         Of a version's file.
+    fsync_s : float
+        Of the journal, at most, as a rule.
     audit : Audit
     """
 
@@ -82,6 +84,7 @@ class Broker(Process):
         config: Config,
         elements: int,
         model_bytes: int,
+        fsync_s: float,
         audit: Audit,
     ) -> None:
         super().__init__("broker")
@@ -90,11 +93,13 @@ class Broker(Process):
         self.mind: Coordinator
         self.exit: Exit | None = None
         self.has_finished = False
+        self.replies: dict[int, dict[str, Any]] = {}
         self._schedule = schedule
         self._rng = rng
         self._config = config
         self._elements = elements
         self._model_bytes = model_bytes
+        self._fsync_s = fsync_s
         self._audit = audit
         if config.model.source != "first-worker":
             self.disk.rows.append(VersionRow(info=self._info(0, b"initial")))
@@ -146,6 +151,12 @@ class Broker(Process):
         if power_cut:
             self.disk.power_cut(self._rng)
 
+    def matters(self, action: Action) -> bool:
+        """Notes, timers and beats leave no trace."""
+        return not isinstance(action, Note | Wake) and not (
+            isinstance(action, Send) and isinstance(action.message, wire.Beat)
+        )
+
     def perform(self, action: Action) -> None:
         """Carry out one action."""
         match action:
@@ -171,7 +182,9 @@ class Broker(Process):
             case Exit():
                 self.exit = action
                 self._leave_if_done()
-            case Drop() | Reply() | Note():
+            case Reply(token, data):
+                self.replies[token] = data
+            case Drop() | Note():
                 pass
             case _:
                 raise TypeError(f"not an action of the broker's: {type(action).__name__}")
@@ -217,7 +230,11 @@ class Broker(Process):
             self._unwritten.append(commit)
             if not self._is_writing:
                 self._is_writing = True
-                self._schedule.after(self._rng.uniform(0.0005, 0.03), self.of_this_life(self._write))
+                self._schedule.after(self._commit_s(), self.of_this_life(self._write))
+
+    def _commit_s(self) -> float:
+        """An fsync: mostly as quick as the disk is, sometimes behind everybody else's writes."""
+        return self._rng.uniform(0.0, self._fsync_s) if self._rng.random() < 0.95 else 3.0
 
     def _write(self) -> None:
         """The store thread: whatever has queued becomes durable in one transaction."""

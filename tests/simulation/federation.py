@@ -25,6 +25,7 @@ PATIENCE_S = 4_000.0
 """How long a federation may take to finish when nothing goes wrong any more."""
 STEPS_MAX = 400_000
 TRACE = 60
+"""Lines of what came before, where a seed fails."""
 
 
 class Federation:
@@ -48,6 +49,7 @@ class Federation:
             config=scenario.config,
             elements=scenario.elements,
             model_bytes=scenario.model_bytes,
+            fsync_s=scenario.fsync_s,
             audit=self.audit,
         )
         self.network = Network(
@@ -145,16 +147,18 @@ class Federation:
             lambda: self._kill(self.rng.choice(self.workers)),
             self._break_connection,
             self._break_connection,
+            self._break_connection,
+            self._break_connection,
             self._stall_connection,
             self._stop_worker,
             self._pause_worker,
             self._drain_broker,
-            lambda: self._operate("pause"),
-            lambda: self._operate("resume"),
+            lambda: self._command("pause"),
+            lambda: self._command("resume"),
         ]
         if self.scenario.may_evict:
-            faults.append(lambda: self._operate("evict", self.rng.choice(self.workers).name))
-            faults.append(lambda: self._operate("admit", self.rng.choice(self.workers).name))
+            faults.append(lambda: self._command("evict", self.rng.choice(self.workers).name))
+            faults.append(lambda: self._command("admit", self.rng.choice(self.workers).name))
         return faults
 
     def _kill(self, process: Broker | Worker) -> None:
@@ -167,17 +171,19 @@ class Federation:
             self.killed += 1
             self._happened(f"{process.name} was killed{' by a power cut' if power_cut else ''}")
             process.killed(power_cut=power_cut)
-            self.schedule.after(self.rng.choice((0.1, 3.0, 30.0, 90.0)), self._starter(process))
+            self.schedule.after(self.rng.choice((0.1, 0.1, 3.0, 30.0, 90.0)), self._starter(process))
 
         process.kill_after(self.rng.randint(0, 25), on_death)
 
     def _break_connection(self) -> None:
         worker = self.rng.choice(self.workers)
         if worker.socket is not None and worker.socket.connection is not None:
-            self._happened(f"the connection of {worker.name} breaks")
-            worker.socket.connection.break_(
-                told_worker=self.rng.random() < 0.7, told_broker=self.rng.random() < 0.7
-            )
+            self._happened(f"the connection of {worker.name} breaks, now or soon")
+            connection, told = worker.socket.connection, self.rng.random() < 0.7
+            if self.rng.random() < 0.5:
+                connection.break_(told_worker=told, told_broker=self.rng.random() < 0.7)
+            else:
+                connection.break_after(self.rng.randint(0, 12), told_worker=told, told_broker=True)
 
     def _stall_connection(self) -> None:
         worker = self.rng.choice(self.workers)
@@ -200,11 +206,16 @@ class Federation:
         self._happened("the broker drains")
         self.broker.drain()
 
-    def _operate(self, command: str, worker: str | None = None) -> None:
+    def _command(self, command: str, worker: str | None = None) -> None:
+        self._operate(command, worker)
+
+    def _operate(self, command: str, worker: str | None = None) -> int:
+        token = next(self._tokens)
         if self.broker.is_alive:
             self._happened(f"{command} {worker or ''}")
             args = {} if worker is None else {"worker": worker}
-            self.broker.run(self.broker.tell, Control(next(self._tokens), command, args))
+            self.broker.run(self.broker.tell, Control(token, command, args))
+        return token
 
     def _put_right(self) -> None:
         """Nothing goes wrong from here on; what is wrong is taken back."""
@@ -212,20 +223,21 @@ class Federation:
         self._faulty = False
         for process in (self.broker, *self.workers):
             process.spare()
+        self.network.spare()
         for worker in self.workers:
             worker.failing = 0.0
             worker.tell(Resume())
         self._set_going()
 
     def _set_going(self) -> None:
-        """Take back what an operator did, when there is a broker to take it back."""
-        if not self.broker.is_alive or self.broker.exit is not None:
-            if not self.broker.has_finished:
-                self.schedule.after(1.0, self._set_going)
-            return
-        self._operate("resume")
-        for worker in self.workers:
-            self._operate("admit", worker.name)
+        """Take back what an operator did; again, until a broker says that it was done."""
+        tokens = [self._operate("resume"), *(self._operate("admit", w.name) for w in self.workers)]
+
+        def check() -> None:
+            if not all(self.broker.replies.get(token, {}).get("ok") for token in tokens):
+                self._set_going()
+
+        self.schedule.after(5.0, check)
 
 
 def run(scenario: Scenario) -> Federation:

@@ -7,6 +7,7 @@ another one by itself, with a new return address at the broker.
 
 import itertools
 import random
+import sys
 from collections.abc import Callable
 from typing import Protocol
 
@@ -42,6 +43,14 @@ class Connection:
         self._socket = socket
         self.up: Line[Parcel] = Line(network.schedule, network.delay_s, self._arrive_up)
         self.down: Line[Parcel] = Line(network.schedule, network.delay_s, self._arrive_down)
+        self._left: int | None = None
+        self._tells = (True, True)
+
+    def break_after(self, messages: int, *, told_worker: bool, told_broker: bool) -> None:
+        """Break instead of delivering the message after so many more, whichever way they go; BEATs are not
+        counted, so that it happens in the middle of something."""
+        self._left = messages
+        self._tells = (told_worker, told_broker)
 
     def stall(self, until: float) -> None:
         """Nothing arrives either way before this time."""
@@ -51,6 +60,7 @@ class Connection:
     def break_(self, *, told_worker: bool, told_broker: bool) -> None:
         """Lose what is under way; say so to the ends, or let them find out."""
         self.is_up = False
+        self._network.broken += 1
         self.up.cut()
         self.down.cut()
         if told_broker:
@@ -59,11 +69,23 @@ class Connection:
             self._socket.broke(self)
 
     def _arrive_up(self, parcel: Parcel) -> None:
-        self._network.to_broker(self.peer, parcel)
+        if not self._breaks(parcel):
+            self._network.to_broker(self.peer, parcel)
 
     def _arrive_down(self, parcel: Parcel) -> None:
-        if self._socket.connection is self:
+        if self._socket.connection is self and not self._breaks(parcel):
             self._socket.end.received(parcel)
+
+    def _breaks(self, parcel: Parcel) -> bool:
+        if self._left is None or isinstance(parcel[0], wire.Beat):
+            return False
+        self._left -= 1
+        if self._left >= 0:
+            return False
+        told_worker, told_broker = self._tells
+        self._left = None
+        self.break_(told_worker=told_worker, told_broker=told_broker)
+        return True
 
 
 class Socket:
@@ -136,6 +158,7 @@ class Network:
         self.rng = rng
         self.is_broker_up = is_broker_up
         self.to_broker = to_broker
+        self.broken = 0
         self._connections: dict[bytes, Connection] = {}
         self._counter = itertools.count()
 
@@ -161,6 +184,11 @@ class Network:
     def forget(self, connection: Connection) -> None:
         """The broker's socket notices that a connection is gone."""
         self._connections.pop(connection.peer, None)
+
+    def spare(self) -> None:
+        """Take back every `break_after` that has not come."""
+        for connection in self._connections.values():
+            connection.break_after(sys.maxsize, told_worker=True, told_broker=True)
 
     def broker_died(self, *, silently: bool) -> None:
         """Every connection breaks; when a machine loses power nobody is told."""

@@ -52,12 +52,16 @@ class Process:
     def carry_out(self, actions: Iterable[Any]) -> None:
         """Carry out a mind's actions, in order."""
         for action in actions:
-            if self._actions_left is not None:
+            if self._actions_left is not None and self.matters(action):
                 self._actions_left -= 1
                 if self._actions_left < 0:
                     self._actions_left = None
                     raise Killed
             self.perform(action)
+
+    def matters(self, action: Any) -> bool:
+        """Whether being killed before this action differs from being killed after it."""
+        return True
 
     def perform(self, action: Any) -> None:
         """Carry out one action."""

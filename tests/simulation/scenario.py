@@ -34,6 +34,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     elements: int
     model_bytes: int
+    fsync_s: float
+    """Of the broker's journal, at most, as a rule."""
     failing: float
     """How often an app raises while faults last."""
     faults_s: float
@@ -47,7 +49,7 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     kind = rng.choice(("async", "async", "sync", "sync", "private"))
     workers = rng.randint(1, 6)
-    versions = rng.randint(2, 6)
+    versions = rng.randint(3, 10)
     private = kind == "private"
     config = Config(
         mode=_async(rng, workers) if kind == "async" else _sync(rng, workers, private=private),
@@ -70,9 +72,10 @@ def draw(seed: int) -> Scenario:
         workers=workers,
         elements=rng.choice((INLINE_ELEMENTS, CHUNKED_ELEMENTS)),
         model_bytes=rng.choice((700, 3_000, 9_000)),
+        fsync_s=rng.choice((0.005, 0.05, 2.0)),
         failing=rng.choice((0.0, 0.05, 0.2)),
         faults_s=rng.uniform(20.0, 300.0),
-        fault_every_s=rng.choice((2.0, 6.0, 20.0)),
+        fault_every_s=rng.choice((0.5, 1.5, 6.0)),
     )
 
 
@@ -92,9 +95,10 @@ def full_cohort(seed: int, *, faults: bool) -> Scenario:
         workers=workers,
         elements=rng.choice((INLINE_ELEMENTS, CHUNKED_ELEMENTS)),
         model_bytes=3_000,
+        fsync_s=rng.choice((0.005, 0.5)),
         failing=0.1 if faults else 0.0,
         faults_s=200.0 if faults else 0.0,
-        fault_every_s=5.0,
+        fault_every_s=1.5,
         may_evict=False,
     )
 

@@ -77,6 +77,7 @@ class Worker(Process):
         self.mind: Session
         self.exit: Exit | None = None
         self.socket: Socket | None = None
+        self._event: Event = Start()
         self.failing = failing
         self._schedule = schedule
         self._rng = rng
@@ -85,7 +86,7 @@ class Worker(Process):
         self._elements = elements
         self._kinds = kinds
         self._slots = rng.choice((1, 2, 2, 3))
-        self._speed_s = rng.choice((0.1, 1.0, 8.0))
+        self._speed_s = rng.choice((0.2, 1.0, 8.0))
         self._attempts = itertools.count()
         self._running = b""
 
@@ -144,6 +145,12 @@ class Worker(Process):
             held: Any = self.mind._tasks
             self._audit.worker_holds(self.name, len(held), self._slots)
 
+    def matters(self, action: Action) -> bool:
+        """Notes, timers and beats leave no trace."""
+        return not isinstance(action, Note | Notify | Wake) and not (
+            isinstance(action, Send) and isinstance(action.message, wire.Beat)
+        )
+
     def perform(self, action: Action) -> None:
         """Carry out one action."""
         match action:
@@ -165,6 +172,7 @@ class Worker(Process):
                     self._rng.uniform(0.0, 1.0), self.of_this_life(lambda: self._end(failed))
                 )
             case DeleteOutbox(task):
+                self._audit.worker_forgets(task, self._event)
                 self.disk.outbox.pop(task, None)
             case OpenSocket():
                 self.socket = Socket(self._network, self)
@@ -184,6 +192,7 @@ class Worker(Process):
                 raise TypeError(f"not an action of the worker's: {type(action).__name__}")
 
     def _tell(self, event: Event) -> None:
+        self._event = event
         self.carry_out(self.mind.handle(event, self._schedule.now))
 
     def _post(self, message: wire.Message, payload: bytes | None) -> None:
