@@ -32,7 +32,7 @@ import click
 from fedmq.fedcore import config
 from fedmq.fedcore.errors import ConnectError, ProcessError, StateError
 
-__all__ = ["Child", "LocalFederation", "leave_on_signals"]
+__all__ = ["ONE_THREAD", "Child", "LocalFederation", "leave_on_signals"]
 
 Status = dict[str, Any]
 
@@ -46,10 +46,12 @@ TAIL: Final = 12
 """Lines of a log that are shown when its process died."""
 WATCH_S: Final = 0.02
 
-# One thread each, whatever the machine: the workers share it, and with more threads than cores they fight.
-_ONE_THREAD: Final = dict.fromkeys(
+ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
+"""Variables that give a process one thread for its linear algebra, whatever the machine. The workers share it, and
+with more threads than cores they fight; matrices as small as the demo's are slower with two threads than with one.
+"""
 
 
 class Child:
@@ -160,7 +162,7 @@ class LocalFederation:
         self.broker: Child | None = None
         self.workers: list[Child] = []
         self._tables = {name: dict(table) for name, table in tables.items()}
-        self._environment = {**os.environ, **_ONE_THREAD, **(environment or {})}
+        self._environment = {**os.environ, **ONE_THREAD, **(environment or {})}
         self._uneven_since: float | None = None
 
     def __enter__(self) -> Self:

@@ -132,7 +132,8 @@ def _write(document: dict[str, Any], found: "list[Measured]", json_file: Path | 
             json_file.write_text(f"{text}\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{json_file}: cannot be written: {error.strerror}") from error
-    click.echo(f"{document['n']} floats, {document['workers']} workers, {document['mode']}, no training")
+    crowd = f"{document['workers']} worker{'' if document['workers'] == 1 else 's'}"
+    click.echo(f"{document['n']} floats, {crowd}, {document['mode']}, no training")
     for measured in found:
         click.echo()
         click.echo("\n".join(lines(measured)))

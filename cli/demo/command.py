@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -96,8 +97,11 @@ def demo(
       fedmq demo --mode sync --partition dirichlet:0.5 --json -
       fedmq demo --state demo && fedmq history demo/federated/state
     """
-    from ..processes import leave_on_signals
+    from ..processes import ONE_THREAD, leave_on_signals
     from ..progress import view
+
+    if "numpy" not in sys.modules:  # it reads them when it is imported, which is now
+        os.environ.update(ONE_THREAD)
     from .run import Options, compare
 
     options = Options(

@@ -117,10 +117,8 @@ def title(report: Report) -> str:
     """One line that says what was compared."""
     made = report.federated.made
     kernels = f", {made.kernels} kernels" if made is not None else ""
-    return (
-        f"{report.data}, {report.workers} workers ({report.partition}, {report.mode}), "
-        f"{report.app}{kernels}, seed {report.seed}"
-    )
+    crowd = f"{report.workers} worker{'' if report.workers == 1 else 's'} ({report.partition}, {report.mode})"
+    return f"{report.data}, {crowd}, {report.app}{kernels}, seed {report.seed}"
 
 
 def cells(report: Report) -> list[tuple[str, ...]]:

@@ -14,6 +14,7 @@ Rules that hold here:
 - The apps lie in `apps/`, which is on the children's path.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -205,6 +206,17 @@ class Federation:
         """Start w1, w2, … of one app; each is told its number as ``node["number"]``."""
         for number in range(1, count + 1):
             self.start_worker(f"w{number}", app, number=number, **node)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Nobody gets a task before all workers that are started inside are there.
+
+        On a busy machine one of them may need seconds to start; a short federation would be over by then.
+        """
+        control.request(self.state, "pause")
+        yield
+        wait_for("all workers", lambda: {w["name"] for w in self.status()["workers"]} >= self.workers.keys())
+        control.request(self.state, "resume")
 
     def spawn(self, name: str, *arguments: object, env: Mapping[str, str] | None = None) -> Child:
         """Start one command; its output goes to NAME.log."""

@@ -50,7 +50,8 @@ def test_an_asynchronous_federation_finishes(tmp_path: Path) -> None:
     }
     with Federation(tmp_path, tables) as f:
         f.start_broker()
-        f.start_workers(3, delay=0.01)
+        with f.together():
+            f.start_workers(3, delay=0.01)
         f.finish()
         history = f.history()
         assert [row["version"] for row in history] == list(range(7))
@@ -110,11 +111,12 @@ def test_the_broker_evaluates_with_an_app_and_stops_at_a_target(tmp_path: Path) 
 
 def test_a_federation_stops_after_its_time(tmp_path: Path) -> None:
     """`stop.seconds`: finished, with a version that somebody can use."""
-    with Federation(tmp_path, {**ASYNC, "stop": {"seconds": 2.0}}) as f:
+    with Federation(tmp_path, {**ASYNC, "stop": {"seconds": 4.0}}) as f:
         f.start_broker()
-        f.start_workers(2, delay=0.05)
+        with f.together():
+            f.start_workers(2, delay=0.05)
         f.finish()
-        assert f.query("SELECT value FROM facts WHERE name = 'finished'") == [("ran for 2 s",)]
+        assert f.query("SELECT value FROM facts WHERE name = 'finished'") == [("ran for 4 s",)]
         assert len(f.history()) > 1
 
 

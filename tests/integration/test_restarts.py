@@ -106,7 +106,7 @@ def test_a_buffer_survives(tmp_path: Path, number: signal.Signals, n: int) -> No
         f.start_broker()
         for w in (1, 2, 3):
             f.start_worker(f"w{w}", number=w, n=n)
-        wait_for("three updates", lambda: (f.status().get("buffer") or {}).get("have") == 3)
+        wait_for("three durable updates", lambda: f.query("SELECT count(*) FROM updates") == [(3,)])
         accepted = f.query("SELECT task, digest FROM updates ORDER BY task")
         f.stop_broker(number)
         f.start_broker()
@@ -128,7 +128,9 @@ def test_workers_that_missed_the_end_are_told(tmp_path: Path, number: signal.Sig
     with Federation(tmp_path, {"mode": {"kind": "async", "buffer": 2}}) as f:
         f.start_broker()
         f.start_workers(2, delay=0.02)
-        f.wait_for_version(3)
+        wait_for(
+            "both have worked", lambda: [w["updates"] > 0 for w in f.status()["workers"]] == [True, True]
+        )
         f.stop_broker(number)
         f.tables["stop"] = {"versions": f.history()[-1]["version"]}  # it is over before they are back
         broker = f.start_broker()
@@ -161,7 +163,8 @@ def test_only_some_keys_may_change(tmp_path: Path) -> None:
         f.tables["evaluate"]["every"] = 1
         f.start_broker()
         assert f.broker is not None
-        assert "mode.concurrency: 100 -> 1; evaluate.every: 0 -> 1" in log_of(f.broker)
+        changed = "mode.concurrency: 100 -> 1; evaluate.every: 0 -> 1"
+        wait_for(changed, lambda: f.broker is not None and changed in log_of(f.broker))
         wait_for("measured", lambda: f.status()["metrics"])
 
 

@@ -1,0 +1,64 @@
+"""`fedmq bench federation` as it is typed: real processes, and figures that can be true."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_federation_benchmark(tmp_path: Path, mode: str) -> None:
+    """Both durabilities, each with its figures; nothing is left behind, and the bar is for rounds alone."""
+    command = [
+        sys.executable,
+        "-m",
+        "fedmq.cli.main",
+        "bench",
+        "federation",
+        "--rounds",
+        "20",
+        "--mode",
+        mode,
+    ]
+    done = subprocess.run(
+        [*command, "--json", "-"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["n"], found["workers"], found["mode"]) == (1000, 2, mode)
+    assert [run["durability"] for run in found["runs"]] == ["os", "fsync"]
+    for run in found["runs"]:
+        assert run["rounds"] == 20
+        assert 0 < run["round_ms_median"] <= run["round_ms_p99"]
+        assert run["updates_per_s"] > 2
+        # 4,000 bytes of weights up from each worker in a version, and down to each.
+        assert run["bytes_up_per_s"] >= 4000 * run["updates_per_s"] / 2
+        assert run["bytes_down_per_s"] > 0
+        assert 5e6 < run["rss_anon_peak"] < 100e6
+        assert run["fsync_ms"] > 0
+        assert (run["bar_ms"] is not None) == (mode == "sync")
+        assert run["within_bar"] == (None if mode == "async" else run["round_ms_median"] <= run["bar_ms"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_run_for_people(tmp_path: Path) -> None:
+    """Figures with units on stdout; progress on stderr."""
+    command = [sys.executable, "-m", "fedmq.cli.main", "bench", "federation", "--n", "10", "--rounds", "5"]
+    done = subprocess.run(
+        [*command, "--workers", "1", "--durability", "os", "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("10 floats, 1 worker, sync, no training\n\ndurability  os\nround  ")
+    assert "RssAnon" in done.stdout
+    assert "bar" not in done.stdout
+    assert "os: version 6 of 6" in done.stderr
