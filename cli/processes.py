@@ -45,6 +45,8 @@ GRACE_S: Final = 8.0
 TAIL: Final = 12
 """Lines of a log that are shown when its process died."""
 WATCH_S: Final = 0.02
+ANSWER_S: Final = 0.5
+"""How long a broker may take to say how it is. One that is ending never does, and nobody should wait for it."""
 
 ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
@@ -209,7 +211,7 @@ class LocalFederation:
         from fedmq.broker import control
 
         try:
-            return control.request(self.state, "status")
+            return control.request(self.state, "status", ANSWER_S)
         except (ConnectError, StateError):
             return None
 
