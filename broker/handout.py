@@ -66,6 +66,8 @@ class Handout:
         if books.complete or not worker.can("fit", now):
             return False
         if isinstance(plan, AsyncPlan):
+            if books.buffer.number - current.version > books.max_staleness:
+                return False  # too many buffers wait to be folded: its update could only be stale
             if plan.mode.one_per_worker and (worker.id in books.buffer.workers or worker.holding("fit")):
                 return False
             self._hand(worker, "fit", current, now, 0.0, worker.nth(current.version))

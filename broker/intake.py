@@ -150,7 +150,10 @@ class Intake:
     def adopted(self, event: Adopted, now: float) -> None:
         """A worker's initial model is version 0's file."""
         books = self._books
-        ack = self._ack(self._of_init(event.task), event.task, "accepted", "", now)
+        worker = self._holder(event.task)
+        if worker is not None:
+            books.workers.free(worker, event.task)
+        ack = self._ack(worker, event.task, "accepted", "", now)
         books.known[event.task] = event.info.version - 1
         then = (*ack, Discard((event.task,)), Tell(VersionDurable(event.info)))
         books.commit(VersionRow(info=event.info), then=then)
@@ -159,7 +162,7 @@ class Intake:
         """A worker's initial model is of no use."""
         self._books.adopting = None
         self._books.emit(Discard((event.task,)))
-        worker = self._of_init(event.task)
+        worker = self._holder(event.task)
         if worker is not None:
             self._refuse(worker, event.task, "rejected", event.reason, now)
 
@@ -367,13 +370,9 @@ class Intake:
             evaluation.add(row)
             books.commit(row, then=self._ack(worker, offer.task, "accepted", "", now))
 
-    def _of_init(self, task: bytes) -> Worker | None:
-        """The worker whose init task this is; it is off the books by that."""
-        for worker in self._books.workers:
-            if task in worker.held:
-                self._books.workers.free(worker, task)
-                return worker
-        return None
+    def _holder(self, task: bytes) -> Worker | None:
+        """The worker that has this task."""
+        return next((worker for worker in self._books.workers if task in worker.held), None)
 
     def _ack(
         self, worker: Worker | None, task: bytes, result: Result, reason: str, now: float

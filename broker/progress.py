@@ -64,13 +64,13 @@ class Progress:
         if books.exited:
             return
         if books.current is not None and not books.draining and books.finished is None:
+            self._end_evaluation(now)
             self._check_stop(now)
             if isinstance(books.plan, SyncPlan):
                 self._round(books.plan, now)
             elif books.stopping is None and books.plan.complete(books.buffer):
                 self._freeze("full", [], now)
             self._fold()
-            self._end_evaluation(now)
         self._end(now)
 
     def folded(self, event: Folded) -> None:
@@ -135,10 +135,14 @@ class Progress:
         books.measuring = None
         if event.metrics is None:
             books.note("error", "broker-side evaluation failed", version=event.version, reason=event.reason)
-            return
-        self._measured(
-            MetricsRow(version=event.version, source="broker", metrics=event.metrics, examples=event.examples)
-        )
+        else:
+            self._measured(
+                MetricsRow(
+                    version=event.version, source="broker", metrics=event.metrics, examples=event.examples
+                )
+            )
+        if event.version < books.version and not books.draining:
+            self._begin_measuring()  # versions were made meanwhile: the newest of them
 
     def _freeze(self, reason: str, left_out: list[LeftOutRow], now: float) -> None:
         books = self._books
@@ -187,7 +191,9 @@ class Progress:
             short = plan.round.row.quorum - len(books.buffer.rows)
             row = plan.extend(self._candidates(now), books.buffer, short, restart=True)
             books.note("warning", "round extended", buffer=row.buffer, missing=short, cohort=len(row.cohort))
+            found = len(row.cohort) - len(plan.round.row.cohort)
             self._journal_round(plan, row, now)
+            plan.round.substitutes = short - found  # asked as soon as they are there
         elif plan.round.substitutes and not plan.private:
             row = plan.extend(self._candidates(now), books.buffer, plan.round.substitutes, restart=False)
             found = len(row.cohort) - len(plan.round.row.cohort)
@@ -214,18 +220,27 @@ class Progress:
     def _candidates(self, now: float) -> list[str]:
         return [w.id for w, _ in self._books.workers.sessions() if w.soon("fit", now)]
 
+    def _begin_measuring(self) -> None:
+        """Let the app beside the broker measure the current version, if it is its turn and the app is idle."""
+        books = self._books
+        if books.config.evaluate.app and books.measuring is None and self._is_due("broker"):
+            books.measuring = books.version
+            books.emit(Evaluate(books.version))
+
+    def _is_due(self, source: str) -> bool:
+        """Whether the current version is to be measured, and was not."""
+        books = self._books
+        every = books.config.evaluate.every
+        known = books.latest.get(source)
+        return bool(every) and not books.version % every and (known is None or known.version < books.version)
+
     def _begin_evaluation(self, now: float) -> None:
         """Measure the current version, if it is its turn."""
         books = self._books
         settings = books.config.evaluate
         version = books.version
-        if not settings.every or version % settings.every:
-            return
-        done = {row.source for row in books.latest.values() if row.version == version}
-        if settings.app and books.measuring is None and "broker" not in done:
-            books.measuring = version
-            books.emit(Evaluate(version))
-        if settings.fraction and books.config.privacy is None and "federated" not in done:
+        self._begin_measuring()
+        if settings.fraction and books.config.privacy is None and self._is_due("federated"):
             self._close_evaluation()
             able = sorted(
                 w.id for w, s in books.workers.sessions() if "evaluate" in s.kinds and not s.suspect

@@ -95,6 +95,7 @@ class Federation:
         self.now = 100.0
         self._lives = 0
         self.spool: dict[bytes, bytearray] = {}
+        self._encodings: dict[bytes, str] = {}
         self._begin()
 
     def restart(self) -> None:
@@ -257,7 +258,8 @@ class Federation:
         actions, self.spooling = self.spooling, []
         for action in actions:
             match action:
-                case OpenUpload(task, _, _):
+                case OpenUpload(task, _, encoding):
+                    self._encodings[task] = encoding
                     self.tell(UploadOpened(task, len(self.spool.setdefault(task, bytearray()))))
                 case WritePart(task, offset, data):
                     file = self.spool[task]
@@ -266,7 +268,8 @@ class Federation:
                     self.tell(PartWritten(task, len(file)))
                 case Seal(task):
                     data = bytes(self.spool[task])
-                    norm = float(np.linalg.norm(np.frombuffer(data[: len(data) // 4 * 4], "<f4")))
+                    is_update = self._encodings[task] == "f32"
+                    norm = float(np.linalg.norm(np.frombuffer(data, "<f4"))) if is_update else None
                     self.tell(Sealed(task, xxhash.xxh3_128_digest(data), norm))
 
     def adopt(self) -> None:
@@ -318,22 +321,22 @@ class Worker:
         return self.tasks(kind)[-1]
 
     def offer(
-        self, task: wire.Task, data: bytes | None = None, *, inline: bool = True, **fields: Any
+        self, about: wire.Task, /, data: bytes | None = None, *, inline: bool = True, **fields: Any
     ) -> None:
-        """Offer an update of this task, inline or to be sent in PARTs; `fields` replace what is true."""
+        """Offer what was made of a task, inline or to be sent in PARTs; `fields` replace what is true."""
         data = payload(elements=self._federation.elements) if data is None else data
-        self._positions.pop(task.task, None)
-        offer = wire.Offer(
-            task=task.task,
-            kind="fit",
-            base=task.version,
-            examples=10,
-            layout=task.layout,
-            encoding="f32",
-            size=len(data),
-            digest=xxhash.xxh3_128_digest(data),
-        )
-        self.say(msgspec.structs.replace(offer, **fields), data if inline else None)
+        self._positions.pop(about.task, None)
+        true = {
+            "task": about.task,
+            "kind": about.kind,
+            "base": about.version,
+            "examples": 10,
+            "layout": about.layout,
+            "encoding": "safetensors" if about.kind == "init" else "f32",
+            "size": len(data),
+            "digest": xxhash.xxh3_128_digest(data),
+        }
+        self.say(wire.Offer(**(true | fields)), data if inline else None)
 
     def answer(self, task: wire.Task, examples: int = 10, **metrics: float) -> None:
         """Offer the metrics of an evaluate task."""

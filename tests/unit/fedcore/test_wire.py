@@ -483,3 +483,17 @@ class TestFuzz:
         if frame:
             frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
         accept_or_refuse([bytes(f) for f in frames], TABLES[vector["way"]])
+
+
+def test_a_refused_message_says_which_task_it_was_about() -> None:
+    """So that the answer can: a worker would offer the same again for ever."""
+    offer = wire.Offer(task=b"t" * 37, kind="evaluate", base=0, examples=1, metrics={"loss": 1.0})
+    first, header = wire.encode(offer)
+    broken = msgpack.packb({**msgpack.unpackb(header), "metrics": {"loss": math.inf}})
+    for frames in ([first, broken], [first, header, b"payload"]):
+        with pytest.raises(ProtocolError) as caught:
+            wire.decode(frames, wire.TO_BROKER)
+        assert caught.value.task == b"t" * 37
+    with pytest.raises(ProtocolError) as caught:
+        wire.decode([first, msgpack.packb({"task": "no bytes"})], wire.TO_BROKER)
+    assert caught.value.task is None
