@@ -199,12 +199,40 @@ class LocalFederation:
         self.endpoint = endpoint
 
     def start_workers(self, app: str, nodes: Sequence[Mapping[str, str]]) -> None:
-        """Start one worker for each of `nodes`, its ``--node`` settings: worker-1, worker-2, …"""
+        """Start one worker for each of `nodes`, its ``--node`` settings: worker-1, worker-2, …
+
+        Nobody gets a task before all are connected. Else the first could finish a short federation alone, and
+        the others would look for a broker that has ended.
+
+        Raises
+        ------
+        ProcessError
+            When a child ends instead, or the workers do not all connect.
+        """
+        from fedmq.broker import control
+
+        control.request(self.state, "pause")
         for node in nodes:
             name = f"worker-{len(self.workers) + 1}"
             settings = [part for key, value in node.items() for part in ("--node", f"{key}={value}")]
             arguments = ["worker", "--connect", self.endpoint, "--app", app, "--name", name, "--state", name]
             self.workers.append(self._spawn(name, [*arguments, *settings]))
+        ends = time.monotonic() + START_S
+        while not self._all_connected():
+            self.check()
+            if time.monotonic() > ends:
+                raise ProcessError(
+                    f"not every worker has connected after {START_S:g} s; their logs: {self.folder}"
+                )
+            time.sleep(WATCH_S)
+        control.request(self.state, "resume")
+
+    def _all_connected(self) -> bool:
+        status = self.status()
+        if status is None:
+            return False
+        here = {worker["name"] for worker in status["workers"] if worker["state"] not in ("gone", "evicted")}
+        return all(worker.name in here for worker in self.workers)
 
     def status(self) -> Status | None:
         """What the broker says of itself; None while it starts or ends."""

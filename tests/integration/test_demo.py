@@ -178,9 +178,8 @@ def test_a_worker_that_cannot_start_is_one_clear_error(tmp_path: Path) -> None:
     """Its own last line is the reason; the others are ended."""
     with federation(tmp_path) as running:
         running.start_broker()
-        running.start_workers(APP, [{"shard": "1/3"}, {"shard": "7/3"}])
         with pytest.raises(ProcessError, match=r"^worker-2 ended with exit code \d+: .*shard"):
-            running.wait(lambda status: None)
+            running.start_workers(APP, [{"shard": "1/3"}, {"shard": "7/3"}])
     assert children_of(tmp_path) == []
 
 
