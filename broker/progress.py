@@ -188,12 +188,7 @@ class Progress:
         elif plan.expired(now) and plan.enough(books.buffer):
             self._freeze("deadline", plan.left_out(books.buffer, "deadline"), now)
         elif plan.expired(now):
-            short = plan.round.row.quorum - len(books.buffer.rows)
-            row = plan.extend(self._candidates(now), books.buffer, short, restart=True)
-            books.note("warning", "round extended", buffer=row.buffer, missing=short, cohort=len(row.cohort))
-            found = len(row.cohort) - len(plan.round.row.cohort)
-            self._journal_round(plan, row, now)
-            plan.round.substitutes = short - found  # asked as soon as they are there
+            self._extend_round(plan, plan.round, now)
         elif plan.round.substitutes and not plan.private:
             row = plan.extend(self._candidates(now), books.buffer, plan.round.substitutes, restart=False)
             found = len(row.cohort) - len(plan.round.row.cohort)
@@ -212,6 +207,29 @@ class Progress:
         candidates = self._candidates(now)
         if candidates and not plan.lacking(len(candidates)):
             self._journal_round(plan, plan.plan(books.buffer.number, candidates), now)
+
+    def _extend_round(self, plan: SyncPlan, current: Round, now: float) -> None:
+        """At the deadline, without a quorum: ask fresh workers, or go on without the members that have gone."""
+        books = self._books
+        short = current.row.quorum - len(books.buffer.rows)
+        row = plan.extend(self._candidates(now), books.buffer, short, restart=True)
+        found = len(row.cohort) - len(current.row.cohort)
+        here = {worker.id for worker, _ in books.workers.sessions()}
+        settled = plan.settle(row, here, books.buffer)
+        given_up = row.quorum - settled.quorum
+        books.note(
+            "warning",
+            "round extended",
+            buffer=row.buffer,
+            missing=short,
+            cohort=len(row.cohort),
+            given_up=given_up,
+        )
+        lost = current.lost  # why members are missing, for the record
+        self._journal_round(plan, settled, now)
+        assert plan.round is not None
+        plan.round.lost = lost
+        plan.round.substitutes = max(short - found - given_up, 0)  # asked as soon as they are there
 
     def _journal_round(self, plan: SyncPlan, row: RoundRow, now: float) -> None:
         plan.round = Round(row, now, durable=False)

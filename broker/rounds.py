@@ -4,13 +4,15 @@ Buffer `b` builds on version `b`. Exactly one buffer is open; those before it ar
 folded, in order. In asynchronous mode a buffer is complete when it has K updates. In synchronous mode it
 is a *round*: a cohort is asked, and it is complete at its target, or at its deadline with a quorum.
 
-Nobody waits for ever: a round without its quorum at the deadline is extended with fresh workers, and
-every worker that is left out is recorded with a reason.
+Nobody waits for ever: a round without its quorum at the deadline is extended with fresh workers, or goes on
+without the members that have gone; every worker that is left out is recorded with a reason.
 """
 
 import hashlib
 import math
 from collections.abc import Iterable
+
+import msgspec
 
 from fedmq.fedcore.config import AsyncMode, SyncMode
 
@@ -132,6 +134,16 @@ class SyncPlan:
             deadline_s=row.deadline_s,
             extensions=row.extensions + restart,
         )
+
+    def settle(self, row: RoundRow, here: set[str], buffer: Buffer) -> RoundRow:
+        """The same round without the members that have gone, where it is after everybody it asked.
+
+        A quorum that an operator set stands, and so does `min_available`: below it the round goes on waiting.
+        """
+        able = sum(worker in here or worker in buffer.workers for worker in row.cohort)
+        if self.private or self.mode.min_updates or not self.mode.min_available <= able < row.quorum:
+            return row
+        return msgspec.structs.replace(row, target=able, quorum=able)
 
     def wants(self, worker: str, buffer: Buffer) -> bool:
         """Whether the open round still needs this worker's update."""

@@ -53,6 +53,11 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
         able = [w for w, _ in books.workers.sessions() if w.soon("fit", now)]
         lacking = books.plan.lacking(len(able))
     else:
+        current = books.plan.round
+        if current is not None and current.row.extensions and not books.plan.private:
+            short = max(current.row.quorum - len(books.buffer.rows), 0)
+            updates = f"{short} more update{'' if short == 1 else 's'}"
+            return "stalled", f"needs {updates}; the round was extended {current.row.extensions} times"
         lacking = 0
     if lacking:
         return "stalled", f"needs {lacking} more worker{'s' if lacking > 1 else ''}"

@@ -195,6 +195,11 @@ class Transport:
         """How many connections are open, whosever they are."""
         return len(self._connections)
 
+    @property
+    def waiting(self) -> int:
+        """Peers for which something waits, or is on its way."""
+        return len(self._lines)
+
     def close(self, linger_s: float = 0.0) -> None:
         """Close the socket; give what it still holds `linger_s` to leave."""
         self._lines.clear()
@@ -254,6 +259,8 @@ class Transport:
                 self._connections.add(descriptor)
             else:
                 self._connections.discard(descriptor)
+                for peer, line in list(self._lines.items()):  # few: only those for which something waits
+                    self._forget_if_idle(peer, line)
 
     def _post(self, peer: Peer, frames: list[wire.Frame], *, is_block: bool) -> None:
         line = self._lines.get(peer)
@@ -292,4 +299,11 @@ class Transport:
             if tracker is not None:
                 line.blocks.append(tracker)
         self._waiting.pop(peer, None)
+        self._forget_if_idle(peer, line)
         return moved
+
+    def _forget_if_idle(self, peer: Peer, line: _Line) -> None:
+        """Keep nothing of a peer for which nothing waits: strangers that come and go must not fill the memory."""
+        line.blocks = [tracker for tracker in line.blocks if not tracker.done]
+        if not line.blocks and not line.queue:
+            self._lines.pop(peer, None)

@@ -380,6 +380,23 @@ def test_a_peer_that_does_not_read_has_few_blocks_on_their_way(tmp_path: Path) -
         assert kinds.count(wire.Error) >= 10
 
 
+def test_nothing_is_kept_of_peers_that_have_gone(tmp_path: Path) -> None:
+    """Strangers that come, get an answer and go leave nothing behind; nor does one that fetched large blocks."""
+    with Rig(tmp_path, Script()) as rig:
+        model(rig.versions, 300_000)
+        for stranger in range(30):
+            with talking(rig) as (dealer, peer):
+                do(rig, Send(peer, bye("stranger")))
+                dealer.receive()
+                if stranger % 10 == 0:
+                    do(rig, SendBlock(peer, 0, 0, BLOCK))
+                    dealer.receive()
+        ends = time.monotonic() + 10
+        while rig.transport.connections or rig.transport.waiting:
+            assert time.monotonic() < ends, f"{rig.transport.waiting} peers are remembered"
+            time.sleep(0.01)
+
+
 def test_what_a_full_socket_does_not_take_waits_in_order(tmp_path: Path) -> None:
     """A slow reader costs itself time, and nobody else."""
     with (

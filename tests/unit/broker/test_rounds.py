@@ -194,6 +194,47 @@ def test_a_round_that_nobody_can_extend_goes_on() -> None:
     assert federation.folds
 
 
+@pytest.mark.parametrize("how", ["left", "silent"])
+def test_a_round_goes_on_without_a_member_that_has_gone(how: str) -> None:
+    """Nobody else is there to ask: at its deadline it settles for those who are left, and the next opens."""
+    federation = Federation(synchronous(min_available=1, deadline_s=100.0))
+    federation.operate("pause")
+    stays, goes = federation.workers(2)
+    federation.operate("resume")
+    assert federation.durable(RoundRow)[-1].cohort == ("w0", "w1")
+    stays.fit()
+    if how == "left":
+        goes.say(wire.Bye())
+    for _ in range(9):
+        federation.wait(10.0)
+        stays.beat()
+    assert not federation.folds
+    federation.wait(11.0)
+    assert [row.worker for row in federation.fold().rows] == ["w0"]
+    gone = {"left": "left", "silent": "silent for two leases"}
+    assert left_out(federation) == {"w1": gone[how]}
+    assert federation.durable(RoundRow)[-1].cohort == ("w0",)
+
+
+def test_a_quorum_that_was_asked_for_stands() -> None:
+    """Neither `min_updates` nor `min_available` is given up: the round waits, and the status says for what."""
+    for keys in ({"min_available": 1, "min_updates": 2}, {"min_available": 2}):
+        federation = Federation(synchronous(clients_per_round=2, deadline_s=100.0, **keys))
+        if keys["min_available"] == 1:
+            federation.operate("pause")
+        stays, goes = federation.workers(2)
+        federation.operate("resume")
+        stays.beat()
+        stays.fit()
+        goes.say(wire.Bye())
+        for _ in range(25):
+            federation.wait(10.0)
+            stays.beat()
+        assert not federation.folds
+        state, reason = federation.status()["state"], federation.status()["reason"]
+        assert (state, reason) == ("stalled", "needs 1 more update; the round was extended 2 times")
+
+
 @pytest.mark.parametrize("how", ["failed", "left", "silent", "lost", "rejected"])
 def test_a_member_that_loses_its_task_gets_a_substitute(how: str) -> None:
     """At once, where there is one; the deadline stays, and the member may still be asked again."""
