@@ -49,19 +49,11 @@ class Spool:
         self._folder = folder
         self._fsync = fsync
         self._uploads: dict[bytes, _Upload] = {}
-        # What each file takes, or will take when its upload is complete.
-        self._sizes = {
-            bytes.fromhex(path.name): path.stat().st_size for path in folder.iterdir() if _ours(path)
-        }
-
-    @property
-    def used_bytes(self) -> int:
-        """What all payloads take on disk, the announced rest of open uploads included."""
-        return sum(self._sizes.values())
+        self._tasks = {bytes.fromhex(path.name) for path in folder.iterdir() if _ours(path)}
 
     def tasks(self) -> frozenset[bytes]:
         """The tasks of which there are payload bytes."""
-        return frozenset(self._sizes)
+        return frozenset(self._tasks)
 
     def open(self, task: bytes, size: int, encoding: str) -> int:
         """Open an upload, or find it again; how many of its bytes are here.
@@ -88,7 +80,7 @@ class Spool:
             except OSError as error:
                 raise self._refused(task, error) from error
             self._uploads[task] = upload
-            self._sizes[task] = size
+            self._tasks.add(task)
         return upload.length
 
     def write(self, task: bytes, offset: int, data: memoryview | bytes) -> int:
@@ -171,7 +163,7 @@ class Spool:
         """Delete payloads, open or sealed; those that are not there are no error."""
         for task in tasks:
             self._close(task)
-            self._sizes.pop(task, None)
+            self._tasks.discard(task)
             self.path(task).unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -34,7 +34,6 @@ __all__ = [
     "gaussian_epsilon",
     "gaussian_noise",
     "poisson_noise",
-    "poisson_steps",
 ]
 
 _DIGITS: Final = 4  # a calibrated noise multiplier has this many significant digits
@@ -140,30 +139,6 @@ def poisson_noise(*, epsilon_target: float, delta: float, sampling_rate: float, 
 
     z = _bisect(costs_too_much, _clt_guess(epsilon_target, delta, sampling_rate, steps), _DIGITS)
     return _round_up(z)
-
-
-def poisson_steps(
-    *, epsilon_budget: float, delta: float, noise_multiplier: float, sampling_rate: float, at_most: int
-) -> int:
-    """How many steps a budget affords, 0 … `at_most`.
-
-    Raises
-    ------
-    PrivacyError
-        When a value is out of range, or dp-accounting is not installed.
-    """
-    _check_epsilon(epsilon_budget)
-
-    def affordable(steps: int) -> bool:
-        return epsilon([Spend(noise_multiplier, sampling_rate, steps)], delta) <= epsilon_budget
-
-    low, high = 0, at_most + 1  # invariant: low is affordable, high is not (or beyond what was asked)
-    if affordable(at_most):
-        return at_most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if affordable(middle) else (low, middle)
-    return low
 
 
 def gaussian_delta(noise_multiplier: float, epsilon_: float) -> float:
