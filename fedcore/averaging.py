@@ -179,8 +179,8 @@ class FederatedAveraging:
             raise ClientAppError("the model has no parameter to train")
         device = parameters[0].device
         examples, total = 0, 0.0
-        for _ in range(epochs):
-            examples, total = 0, 0.0
+        for epoch in range(epochs):
+            before, examples, total = examples, 0, 0.0
             for inputs, targets in batches:
                 if not len(targets):
                     continue
@@ -193,6 +193,11 @@ class FederatedAveraging:
                             parameter.sub_(gradient, alpha=lr)
                 examples += len(targets)
                 total += float(loss.detach()) * len(targets)
+            if epoch and before and not examples:
+                raise ClientAppError(
+                    f"a client's data could be read once, and epochs is {epochs}: give a list or a DataLoader, "
+                    "not an iterator"
+                )
         state: dict[str, Any] = dict(local.state_dict())
         return state, examples, total / examples if examples else 0.0
 
@@ -212,8 +217,13 @@ def _weighted(
     """The state dicts that count, by client, and their weights."""
     states: list[State] = []
     counts: list[float] = []
+    update: Any  # a notebook may hand over anything
     for update in updates:
-        state, examples = update if isinstance(update, tuple) else (update, 1)
+        if not isinstance(update, Mapping) and not (isinstance(update, Sequence) and len(update) == 2):
+            raise ClientAppError(
+                f"an update is a state dict, or a pair of it and a number of examples, got {type(update).__name__}"
+            )
+        state, examples = (update, 1) if isinstance(update, Mapping) else update
         states.append(state)
         counts.append(examples)
     chosen = counts if weights is None else [float(weight) for weight in weights]
@@ -224,4 +234,7 @@ def _weighted(
     kept = {client: state for client, state in enumerate(states) if chosen[client] > 0}
     if not kept:
         raise ClientAppError("no client has an example: there is nothing to average")
-    return kept, [chosen[client] for client in kept]
+    # The exact sum rounds weights to 2⁻²⁰ and takes them up to 2³²: by a power of two, which changes nothing
+    # else, the largest is brought near the top, so that shares such as 1e-6 keep their ratio.
+    _, exponent = math.frexp(max(chosen))
+    return kept, [math.ldexp(chosen[client], 30 - exponent) for client in kept]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -60,6 +61,34 @@ def test_weights_may_be_given_and_bare_states_count_the_same() -> None:
     states = [filled(fed.model, 1.0), filled(fed.model, 5.0)]
     assert fed.aggregate(states, [0.75, 0.25])["0.bias"].eq(2).all()
     assert fed.aggregate(states)["0.bias"].eq(3).all()
+
+
+@pytest.mark.parametrize("weights", [[1e-6, 1.4e-6], [3, 1e10], [0.1, 0.3], [1e-320, 1e-320], [1e300, 3e300]])
+def test_only_the_ratio_of_weights_counts(weights: list[float]) -> None:
+    """Shares that add up to one, tiny or huge ones: the mean is that of exact arithmetic, rounded to float32."""
+    model = net()
+    fed = FederatedAveraging(model, num_clients=2)
+    fed.aggregate([filled(model, 0.0), filled(model, 1.0)], weights=weights)
+    exact = Fraction(weights[1]) / (Fraction(weights[0]) + Fraction(weights[1]))
+    for parameter in model.parameters():
+        assert parameter.detach() == pytest.approx(float(exact), rel=1e-7)
+
+
+def test_an_update_may_be_a_list_and_must_be_a_pair() -> None:
+    """What JSON or a notebook makes of a tuple is taken; anything else is one clear error."""
+    model = net()
+    fed = FederatedAveraging(model, num_clients=2)
+    fed.aggregate([[filled(model, 0.0), 1], [filled(model, 1.0), 3]])  # type: ignore[list-item]
+    assert all((p == 0.75).all() for p in model.parameters())
+    with pytest.raises(ClientAppError, match="a pair of it"):
+        fed.aggregate([3])  # type: ignore[list-item]
+
+
+def test_data_that_can_be_read_once_is_said() -> None:
+    """The second pass over an iterator is empty; that is not a client without examples."""
+    fed = FederatedAveraging(net(), num_clients=1)
+    with pytest.raises(ClientAppError, match="not an iterator"):
+        fed.train_round([iter(list(client(0)))], epochs=2)
 
 
 def test_integer_buffers_are_not_averaged() -> None:
