@@ -1,6 +1,5 @@
 """`fedmq bench`: how fast is it here?"""
 
-import json
 import platform
 import tempfile
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmq.fedcore.errors import ConfigError
-
+from ..json_file import json_option, write_json
 from ..logs import log_options
 from ..status_view import size
 
@@ -57,13 +55,7 @@ def bench() -> None:
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="A folder on the disk to measure.  [default: that of temporary files]",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Also write the figures there; - is stdout.",
-)
+@json_option
 @log_options
 def federation(
     n: int,
@@ -123,15 +115,8 @@ def _document(measured: "Measured") -> dict[str, Any]:
 
 
 def _write(document: dict[str, Any], found: "list[Measured]", json_file: Path | None) -> None:
-    text = json.dumps(document, indent=2)
-    if json_file is not None and str(json_file) == "-":
-        click.echo(text)
+    if write_json(document, json_file):
         return
-    if json_file is not None:
-        try:
-            json_file.write_text(f"{text}\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{json_file}: cannot be written: {error.strerror}") from error
     crowd = f"{document['workers']} worker{'' if document['workers'] == 1 else 's'}"
     click.echo(f"{document['n']} floats, {crowd}, {document['mode']}, no training")
     for measured in found:

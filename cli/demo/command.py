@@ -1,7 +1,6 @@
 """`fedmq demo`: see a federation run, and what it costs in accuracy."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ import click
 
 from fedmq.fedcore.errors import ConfigError
 
+from ..json_file import json_option, write_json
 from ..logs import log_options
 
 if TYPE_CHECKING:
@@ -56,13 +56,7 @@ if TYPE_CHECKING:
     help="What the workers train with.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Also write the figures there; - is stdout.",
-)
+@json_option
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
@@ -134,15 +128,8 @@ def _folder(state: Path | None, *, keep: bool) -> Iterator[Path]:
 def _write(report: "Report", json_file: Path | None) -> None:
     from .report import footnotes, lines, rich_table, title
 
-    document = json.dumps(report.document(), indent=2)
-    if json_file is not None and str(json_file) == "-":
-        click.echo(document)
+    if write_json(report.document(), json_file):
         return
-    if json_file is not None:
-        try:
-            json_file.write_text(f"{document}\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{json_file}: cannot be written: {error.strerror}") from error
     notes = [*footnotes(report), f"The whole comparison took {report.seconds:.1f} s."]
     if not sys.stdout.isatty() or not _has_rich():
         click.echo("\n".join([title(report), "", *lines(report), "", *notes]))
