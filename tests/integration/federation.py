@@ -254,12 +254,16 @@ class Federation:
         return ended.stdout
 
     def status(self) -> dict[str, Any]:
-        """What the running broker says, or {} when there is none."""
-        try:
-            found: dict[str, Any] = control.request(self.state, "status")
-            return found
-        except (ConnectError, StateError):
-            return {}
+        """What the running broker says, or {} when there is none; one that is there may be slow to answer."""
+        ends = time.monotonic() + WAIT_S
+        while True:
+            try:
+                found: dict[str, Any] = control.request(self.state, "status")
+                return found
+            except (ConnectError, StateError):
+                if self.broker is None or self.broker.code is not None or time.monotonic() > ends:
+                    return {}
+                time.sleep(0.02)
 
     def wait_for_version(self, version: int, timeout_s: float = WAIT_S) -> None:
         """Wait until the running broker has made a version."""
@@ -268,6 +272,11 @@ class Federation:
             lambda: (found := self.status().get("version")) is not None and found >= version,
             timeout_s,
         )
+
+    def wait_for_more(self, versions: int) -> None:
+        """Wait until the running broker, whatever it has made, has made so many versions more."""
+        wait_for("a version", lambda: self.status().get("version") is not None)
+        self.wait_for_version(self.status()["version"] + versions)
 
     def history(self) -> list[dict[str, Any]]:
         """The versions that were made, from the journal."""

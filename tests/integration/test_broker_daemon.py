@@ -113,7 +113,7 @@ def worker(endpoint: str, name: str = "w") -> Iterator[Worker]:
 def version_at_least(broker: Broker, version: int) -> dict[str, Any]:
     """The status, when the broker has come so far."""
     deadline = time.monotonic() + WAIT_S
-    while (status := broker.status())["version"] < version:
+    while (status := broker.status())["version"] is None or status["version"] < version:
         assert time.monotonic() < deadline, status
         time.sleep(0.01)
     return status
