@@ -1,13 +1,13 @@
 """The outbox: finished results, on disk until the broker acknowledges them.
 
-    outbox/<task id>.payload    the encoded update
-    outbox/<task id>.entry      what the OFFER says of it (msgpack)
+    outbox/<task id>.result    [ payload ] [ entry: msgpack ] [ length of the entry: 4 bytes ] [ "FQO1" ]
+
+The payload is the encoded update; the entry is what the OFFER says of it.
 
 Rules that hold here:
 
-- The entry is what makes a result exist. It is written last (draft, rename) and deleted first, so that a
-  process killed between any two steps leaves a whole result or none; what it leaves of none is removed
-  at the next start.
+- The end is what makes a result exist. It is written last, so that a process killed between any two steps
+  leaves a whole result or none; a file without its end is removed at the next start.
 - By default nothing is fsynced: a result survives its process, and only the broker's ACK promises more.
 - A result that cannot be written is a `StateError`, and nothing of it stays.
 - `put` is called by the app's thread, the rest by the I/O thread; each task id has one writer.
@@ -16,6 +16,7 @@ Rules that hold here:
 import errno
 import logging
 import os
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -27,12 +28,13 @@ from fedmq.fedcore import wire
 from fedmq.fedcore.errors import StateError
 
 from .entry import Entry
-from .state import sync_folder, write_all, write_file
+from .state import sync_folder, write_all
 
 log = logging.getLogger("fedmq.worker")
 
-ENTRY: Final = ".entry"
-PAYLOAD: Final = ".payload"
+RESULT: Final = ".result"
+_END: Final = struct.Struct(">I4s")
+_MAGIC: Final = b"FQO1"
 
 
 class Outbox:
@@ -56,17 +58,12 @@ class Outbox:
         """What is here at the start, the oldest first; what is not whole is removed."""
         found: list[tuple[int, Entry]] = []
         for file in sorted(self._path.iterdir()):
-            if file.suffix == ENTRY:
-                entry = self._read(file)
-                if entry is None:
-                    log.warning("removed a damaged result from the outbox", extra={"file": file.name})
-                    file.unlink()
-                else:
-                    found.append((file.stat().st_mtime_ns, entry))
-        whole = {self._file(entry.task, suffix) for _, entry in found for suffix in (ENTRY, PAYLOAD)}
-        for file in self._path.iterdir():
-            if file not in whole:
+            entry = self._read(file)
+            if entry is None:
+                log.warning("removed a result that is not whole from the outbox", extra={"file": file.name})
                 file.unlink()
+            else:
+                found.append((file.stat().st_mtime_ns, entry))
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
     def put(self, entry: Entry, chunks: Iterable[bytes | memoryview] = ()) -> Entry:
@@ -78,10 +75,7 @@ class Outbox:
             When it cannot be written (the disk is full …).
         """
         try:
-            if entry.has_payload:
-                size, digest = self._write_payload(entry.task, chunks)
-                entry = msgspec.structs.replace(entry, size=size, digest=digest)
-            write_file(self._file(entry.task, ENTRY), msgspec.msgpack.encode(entry), fsync=self._fsync)
+            return self._write(entry, chunks)
         except OSError as error:
             self.delete(entry.task)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -91,7 +85,6 @@ class Outbox:
         except BaseException:
             self.delete(entry.task)
             raise
-        return entry
 
     def read(self, task: bytes, offset: int, length: int) -> bytes:
         """Bytes of a payload.
@@ -105,7 +98,7 @@ class Outbox:
         if fresh is not None:
             return fresh[offset : offset + length]
         try:
-            with self._file(task, PAYLOAD).open("rb", buffering=0) as file:
+            with self._file(task).open("rb", buffering=0) as file:
                 data = os.pread(file.fileno(), length, offset)
         except OSError as error:
             raise StateError(
@@ -118,14 +111,13 @@ class Outbox:
     def delete(self, task: bytes) -> None:
         """Forget a result; an unknown one is no error."""
         self._fresh.pop(task, None)
-        self._file(task, ENTRY).unlink(missing_ok=True)
-        self._file(task, PAYLOAD).unlink(missing_ok=True)
+        self._file(task).unlink(missing_ok=True)
 
-    def _write_payload(self, task: bytes, chunks: Iterable[bytes | memoryview]) -> tuple[int, bytes]:
+    def _write(self, entry: Entry, chunks: Iterable[bytes | memoryview]) -> Entry:
         state = xxhash.xxh3_128()
         size = 0
         kept: list[bytes] = []
-        fd = os.open(self._file(task, PAYLOAD), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._file(entry.task), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             for chunk in chunks:
                 view = memoryview(chunk)
@@ -134,6 +126,10 @@ class Outbox:
                 if size <= wire.INLINE_MAX:
                     kept.append(bytes(view))
                 write_all(fd, view)
+            if entry.has_payload:
+                entry = msgspec.structs.replace(entry, size=size, digest=state.digest())
+            about = msgspec.msgpack.encode(entry)
+            write_all(fd, about + _END.pack(len(about), _MAGIC))
             if self._fsync:
                 os.fsync(fd)
         finally:
@@ -141,19 +137,22 @@ class Outbox:
         if self._fsync:
             sync_folder(self._path)
         if size <= wire.INLINE_MAX:
-            self._fresh[task] = b"".join(kept)
-        return size, state.digest()
-
-    def _read(self, file: Path) -> Entry | None:
-        try:
-            entry = msgspec.msgpack.decode(file.read_bytes(), type=Entry)
-            if self._file(entry.task, ENTRY) != file:
-                return None
-            if entry.has_payload and self._file(entry.task, PAYLOAD).stat().st_size != entry.size:
-                return None
-        except (msgspec.DecodeError, FileNotFoundError):
-            return None
+            self._fresh[entry.task] = b"".join(kept)
         return entry
 
-    def _file(self, task: bytes, suffix: str) -> Path:
-        return self._path / (task.hex() + suffix)
+    def _read(self, file: Path) -> Entry | None:
+        """What a file says of its result; None unless it is a whole one under its own name."""
+        try:
+            with file.open("rb") as result:
+                size = result.seek(0, os.SEEK_END)
+                result.seek(max(size - _END.size, 0))
+                length, magic = _END.unpack(result.read())
+                result.seek(max(size - _END.size - length, 0))
+                entry = msgspec.msgpack.decode(result.read(length), type=Entry)
+        except (struct.error, msgspec.MsgspecError):
+            return None
+        is_whole = magic == _MAGIC and entry.size + length + _END.size == size
+        return entry if is_whole and self._file(entry.task) == file else None
+
+    def _file(self, task: bytes) -> Path:
+        return self._path / (task.hex() + RESULT)

@@ -161,7 +161,7 @@ def test_what_was_trained_offline_is_delivered(federation: Federation) -> None:
         assert device.fits == 1
         assert diary.count("update_accepted") == 0
         assert worker.stop()
-        assert len(list((f.folder / "edge" / "outbox").glob("*.entry"))) == 1
+        assert len(list((f.folder / "edge" / "outbox").glob("*.result"))) == 1
 
         device.go_on.clear()
         f.start_broker()
