@@ -10,6 +10,7 @@ Rules that hold here:
 """
 
 import collections
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -32,10 +33,12 @@ from .events import (
     Fold,
     Note,
     OpenUpload,
+    Peer,
     Reply,
     Seal,
     Send,
     SendBlock,
+    SendTask,
     Tell,
     Tick,
     Unreachable,
@@ -196,6 +199,8 @@ class Body:
         match action:
             case Send(peer, message):
                 self._transport.send(peer, message)
+            case SendTask(peer, message):
+                self._send_task(peer, message)
             case SendBlock():
                 self._send_block(action)
             case Commit():
@@ -220,6 +225,13 @@ class Body:
                 self._exit = action
             case _:
                 raise TypeError(f"not an action of the broker's: {type(action).__name__}")
+
+    def _send_task(self, peer: Peer, task: wire.Task) -> None:
+        # What cannot be read is asked for by FETCH, which says why there is none.
+        with contextlib.suppress(StateError):
+            self._transport.send(peer, task, self._versions.block(task.version, 0, task.size))
+            return
+        self._transport.send(peer, task)
 
     def _send_block(self, action: SendBlock) -> None:
         try:

@@ -151,6 +151,13 @@ class Send(Action, frozen=True):
     message: wire.Message
 
 
+class SendTask(Action, frozen=True):
+    """Send a TASK with the file of its version as the payload; without, when that cannot be read."""
+
+    peer: Peer
+    message: wire.Task
+
+
 class SendBlock(Action, frozen=True):
     """Send a BLOCK of a version's file; `busy` when too many are unsent."""
 

@@ -11,6 +11,7 @@ from fedmq.fedcore import wire
 from fedmq.fedcore.wire import TaskKind
 
 from .books import Books
+from .events import SendTask
 from .rounds import AsyncPlan
 from .rows import VersionInfo
 from .sessions import Worker
@@ -98,20 +99,22 @@ class Handout:
         task = books.ids.make(kind, worker.id, info.version, info.digest)
         held = books.workers.hold(worker, task, kind, info.version, now)
         wanted = books.config.aggregate.encoding
-        books.tell(
-            worker,
-            wire.Task(
-                task=task,
-                seq=held.seq,
-                kind=kind,
-                version=info.version,
-                size=info.size,
-                digest=info.digest or None,
-                layout=info.layout or None,
-                encoding=wanted if wanted in session.encodings else "f32",
-                seed=task_seed(books.config.federation.seed, worker.name, info.version, nth),
-                deadline_s=max(deadline_s, 0.0),
-                config=books.config.task,
-            ),
-            now,
+        message = wire.Task(
+            task=task,
+            seq=held.seq,
+            kind=kind,
+            version=info.version,
+            size=info.size,
+            digest=info.digest or None,
+            layout=info.layout or None,
+            encoding=wanted if wanted in session.encodings else "f32",
+            seed=task_seed(books.config.federation.seed, worker.name, info.version, nth),
+            deadline_s=max(deadline_s, 0.0),
+            config=books.config.task,
         )
+        session.sent = now
+        if 0 < info.size <= wire.TASK_INLINE_MAX and session.given != info.version:
+            session.given = info.version
+            books.emit(SendTask(session.peer, message))
+        else:
+            books.send(session.peer, message)

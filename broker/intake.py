@@ -68,6 +68,7 @@ class Intake:
         """An OFFER, with or without its bytes."""
         books = self._books
         books.workers.offered(worker, offer.task)
+        books.look_at(worker)
         verdict = self._judge(worker, offer)
         if verdict is not None:
             self._refuse(worker, offer.task, *verdict, now)

@@ -85,7 +85,6 @@ class Peers:
         """What a worker says of itself: its free slots and what it holds."""
         session = worker.session
         assert session is not None
-        session.offering = False
         if beat.seen is not None:
             session.seen = max(session.seen, min(beat.seen, session.seq))
         if beat.free is not None:
@@ -219,7 +218,7 @@ class Peers:
         for task in outbox:
             if task not in worker.held:
                 self._adopt(worker, task, now)
-            books.workers.offered(worker, task)
+            books.workers.finished(worker, task)
         books.look_at(worker)
 
     def _adopt(self, worker: Worker, task: bytes, now: float) -> bool:

@@ -7,6 +7,8 @@ connection, from HELLO on. Rules that hold here:
   that two programs under one name never evict each other in turn.
 - Any message proves life. A lease of silence makes a session suspect (no new tasks); two end it, and
   free its tasks.
+- A result on its way in takes no slot: the first that is heard of it, an OFFER or its place in an outbox,
+  makes the worker free for one task more.
 - `held` is what the broker believes the worker has. BEAT and HELLO say what it really has, and
   `reconcile` brings the two together: a task is missing only if its `seq` was seen and the worker lists
   it nowhere.
@@ -50,7 +52,7 @@ class Session:
     """One life of a connection."""
 
     __slots__ = (
-        "boot", "encodings", "free", "heard", "instance", "kinds", "offering", "peer", "seen", "sent", "seq", "suspect",
+        "boot", "encodings", "free", "given", "heard", "instance", "kinds", "peer", "seen", "sent", "seq", "suspect",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, hello: Hello, now: float) -> None:
@@ -62,8 +64,8 @@ class Session:
         self.free = hello.free
         self.seq = 0
         self.seen = 0
-        self.offering = False
-        """It offered since its last BEAT, so that `free` is about to rise."""
+        self.given = -1
+        """The last version whose file rode with a TASK."""
         self.heard = now
         self.sent = now
         self.suspect = False
@@ -109,11 +111,11 @@ class Worker:
         )
 
     def soon(self, kind: TaskKind, now: float) -> bool:
-        """Whether it takes such a task now, or as soon as its evaluation is done or its next BEAT is here."""
+        """Whether it takes such a task now, or as soon as its evaluation is done."""
         session = self.session
         if session is None or session.suspect or kind not in session.kinds or now < self.benched_until:
             return False
-        return session.offering or self.holding("evaluate") or session.free > session.seq - session.seen
+        return self.holding("evaluate") or session.free > session.seq - session.seen
 
     def holding(self, kind: TaskKind, version: int | None = None) -> bool:
         """Whether it has a task of this kind (against this version)."""
@@ -217,14 +219,19 @@ class Workers:
         worker.held[task] = Held(task, kind, version, 0, now)
         self.busy += kind == "fit"
 
-    def offered(self, worker: Worker, task: bytes) -> None:
-        """Its result is on the way in."""
+    def finished(self, worker: Worker, task: bytes) -> bool:
+        """The worker has its result; whether that is news."""
         held = worker.held.get(task)
-        if held is not None and held.phase is Phase.SENT:
-            held.phase = Phase.OFFERED
-            self.busy -= held.kind == "fit"
-        if worker.session is not None:
-            worker.session.offering = True
+        if held is None or held.phase is not Phase.SENT:
+            return False
+        held.phase = Phase.OFFERED
+        self.busy -= held.kind == "fit"
+        return True
+
+    def offered(self, worker: Worker, task: bytes) -> None:
+        """Its result is on the way in: the slot that it had is free, unless the worker has said so already."""
+        if self.finished(worker, task) and worker.session is not None:
+            worker.session.free += 1
 
     def free(self, worker: Worker, task: bytes) -> Held | None:
         """Take a task off the books."""

@@ -143,9 +143,9 @@ class Transport:
             else:
                 yield Received(peer, message, payload)
 
-    def send(self, peer: Peer, message: wire.Message) -> None:
+    def send(self, peer: Peer, message: wire.Message, payload: wire.Frame | None = None) -> None:
         """Send a message, now or when the peer takes it."""
-        self._post(peer, wire.encode(message), is_block=False)
+        self._post(peer, wire.encode(message, payload), is_block=False)
 
     def send_block(self, peer: Peer, version: int, offset: int, data: memoryview) -> None:
         """Send a BLOCK that lies in a mapped file, or `busy` when too many are unsent."""

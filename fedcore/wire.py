@@ -37,6 +37,9 @@ MAGIC = b"FQ\x01"
 HEADER_MAX = 64 * 1024
 INLINE_MAX = 64 * 1024
 """Payloads of at most this many bytes may ride with their OFFER."""
+TASK_INLINE_MAX = 16 * 1024
+"""A model file of at most this many bytes rides with its TASK. Half of what a connection costs a broker anyway:
+a round may begin with as many TASKs as there are workers."""
 TEXT_MAX = 128
 """Bytes of UTF-8, not characters; so are all limits of texts."""
 REASON_MAX = 200
@@ -148,9 +151,10 @@ class Beat(Message, frozen=True, kw_only=True):
 
 
 class Task(Message, frozen=True, kw_only=True):
-    """B→W. A piece of work against one model version."""
+    """B→W. A piece of work against one model version; a small model rides along, a large one waits to be fetched."""
 
     code: ClassVar[int] = 5
+    payload: ClassVar[Literal["none", "required", "optional"]] = "optional"
     task: TaskKey
     seq: Count
     kind: TaskKind

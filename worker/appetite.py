@@ -4,8 +4,10 @@ Rules that hold here:
 
 - `free` counts tasks beyond those held. It is 0 while the user or the edge program says so, while the
   app keeps failing, and while too many results wait to be acknowledged.
-- A broker takes the `free` it was told, less the TASKs that it sent and that were not `seen` then. What
-  differs from that is news, and is told at once.
+- A broker takes the `free` it was told, less the TASKs that it sent and that were not `seen` then, and one
+  more for each result that it first hears of by its OFFER. What differs from that is news, and is told at once.
+- Where the two may have counted differently, because the broker gave a task up while its result was on the
+  way, they are told again.
 """
 
 from typing import Final
@@ -39,6 +41,7 @@ class Appetite:
         self._rest_until = 0.0
         self._told_free = 0
         self._told_seen = 0
+        self._is_in_doubt = False
 
     def may_start(self) -> bool:
         """Whether a task may be begun."""
@@ -59,10 +62,19 @@ class Appetite:
         """The broker is told `free`, and `seen`."""
         self._told_free = free
         self._told_seen = self.seen
+        self._is_in_doubt = False
+
+    def offered(self, results: int) -> None:
+        """The broker first hears of so many results by their OFFERs."""
+        self._told_free += results
+
+    def doubt(self) -> None:
+        """The broker did not want a result: whether it had counted its OFFER is not known here."""
+        self._is_in_doubt = True
 
     def is_news(self, free: int) -> bool:
-        """Whether the broker believes something else."""
-        return free != max(0, self._told_free - (self.seen - self._told_seen))
+        """Whether the broker believes something else, or may."""
+        return self._is_in_doubt or free != max(0, self._told_free - (self.seen - self._told_seen))
 
     def took(self, seq: int) -> None:
         """A TASK arrived."""

@@ -27,6 +27,7 @@ from .events import (
     DeleteOutbox,
     Event,
     Exit,
+    KeepModel,
     Moment,
     Note,
     Notify,
@@ -147,6 +148,8 @@ class Body:
                 except OSError as error:
                     log.error("a model cannot be stored: %s", error)
                     self.post(BlockFailed(action.digest, f"the model cannot be stored: {error.strerror}"))
+            case KeepModel():
+                self._models.keep(action.digest, action.data)
             case StartApp():
                 self.runner.submit(action.task, action.federation)
             case CancelApp():

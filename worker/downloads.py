@@ -8,6 +8,7 @@ Rules that hold here:
 - At most three FETCHes are outstanding, for all models together. Four are allowed, but a broker may count a
   block that is here already as unsent for as long as its own socket holds the bytes, and say `busy`.
 - A file is not trusted because it is complete: it is read and compared with its digest before an app sees it.
+- A small model comes with its task. It stays in memory: the next process gets it again sooner than from a disk.
 - The last few models stay, so that a second task on one of them fetches nothing.
 """
 
@@ -17,7 +18,7 @@ from typing import Final
 
 from fedmq.fedcore import wire
 
-from .events import Action, DeleteModel, Send, StoreBlock
+from .events import Action, DeleteModel, KeepModel, Send, StoreBlock
 from .pace import Pace
 
 STALL_S: Final = 60.0
@@ -85,6 +86,17 @@ class Downloads:
         if model.version != task.version:
             model.version = task.version
             model.void()
+
+    def give(self, task: wire.Task, data: memoryview) -> None:
+        """A task that is wanted here came with its whole model."""
+        if task.digest is None or data.nbytes != task.size or self.is_ready(task):
+            return
+        model = self._models[task.digest]
+        if model.have:
+            self._emit(DeleteModel(task.digest))
+        model.have = task.size
+        model.void()
+        self._emit(KeepModel(task.digest, data))
 
     def is_ready(self, task: wire.Task) -> bool:
         """Whether every byte of a task's model is here."""

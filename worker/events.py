@@ -141,8 +141,15 @@ class StoreBlock(Action, frozen=True):
     data: memoryview
 
 
+class KeepModel(Action, frozen=True):
+    """Keep a whole, small model in memory."""
+
+    digest: bytes
+    data: memoryview
+
+
 class DeleteModel(Action, frozen=True):
-    """Delete a model's file from the cache."""
+    """Delete a model from the cache."""
 
     digest: bytes
 

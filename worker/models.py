@@ -2,6 +2,8 @@
 
     models/<digest>.safetensors    complete, or as much of it as has arrived
 
+Small models, which come with their tasks, are kept in memory and never written.
+
 Rules that hold here:
 
 - A file grows at its end only, so its length is how much of it is here.
@@ -35,6 +37,7 @@ class ModelCache:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._verified: set[bytes] = set()
+        self._small: dict[bytes, memoryview] = {}
 
     def lengths(self) -> dict[bytes, int]:
         """Digest and length of each file, the least recently written first; other files are removed."""
@@ -62,19 +65,21 @@ class ModelCache:
         finally:
             os.close(fd)
 
+    def keep(self, digest: bytes, data: memoryview) -> None:
+        """Keep a whole model in memory."""
+        # Of its own: the frame that it came in would stay as long as the app holds a view.
+        self._small[digest] = memoryview(bytes(data))
+
     def open(self, digest: bytes) -> memoryview:
-        """The mapped file, read-only, verified.
+        """The model's file, read-only, verified; mapped, unless it is in memory.
 
         Raises
         ------
         ModelError
             When it is not there, or not what its digest says.
         """
-        try:
-            with self._file(digest).open("rb", buffering=0) as file:
-                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"the model {digest.hex()} is not in the cache: {error}") from error
+        small = self._small.get(digest)
+        data = self._mapped(digest) if small is None else small
         if digest not in self._verified:
             if xxhash.xxh3_128_digest(data) != digest:
                 raise ModelError(f"the model {digest.hex()} is not what its digest says")
@@ -82,9 +87,17 @@ class ModelCache:
         return data
 
     def delete(self, digest: bytes) -> None:
-        """Forget a file; an unknown one is no error."""
+        """Forget a model; an unknown one is no error."""
         self._verified.discard(digest)
-        self._file(digest).unlink(missing_ok=True)
+        if self._small.pop(digest, None) is None:
+            self._file(digest).unlink(missing_ok=True)
+
+    def _mapped(self, digest: bytes) -> memoryview:
+        try:
+            with self._file(digest).open("rb", buffering=0) as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"the model {digest.hex()} is not in the cache: {error}") from error
 
     def _file(self, digest: bytes) -> Path:
         return self._path / (digest.hex() + SUFFIX)

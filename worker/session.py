@@ -276,7 +276,7 @@ class Session:
     def _on_session_message(self, message: wire.Message, payload: memoryview | None, now: float) -> None:
         match message:
             case wire.Task():
-                self._on_task(message, now)
+                self._on_task(message, payload, now)
             case wire.Block() if payload is not None:
                 self._downloads.block(message, payload, now)
             case wire.Grant():
@@ -293,6 +293,8 @@ class Session:
                 now, f"terms that cannot be met: protocol {terms.protocol}, blocks of {terms.block} bytes"
             )
             return
+        if self.phase is Phase.OPEN:
+            self._appetite.doubt()  # no HELLO of ours says what this session began with
         self._downloads.void()
         for entry in self._uploads.keep_only(terms.federation):
             self._note(
@@ -326,7 +328,7 @@ class Session:
             case _:
                 self._disconnect(now, "the broker said goodbye")
 
-    def _on_task(self, task: wire.Task, now: float) -> None:
+    def _on_task(self, task: wire.Task, model: memoryview | None, now: float) -> None:
         self._appetite.took(task.seq)
         if task.task in self._tasks or task.task in self._uploads:
             return
@@ -337,6 +339,8 @@ class Session:
             self._fail(task.task, refusal)
         else:
             self._downloads.want(task)
+            if model is not None:
+                self._downloads.give(task, model)
 
     def _refusal(self, task: wire.Task) -> str:
         if task.kind not in self._me.kinds:
@@ -351,8 +355,10 @@ class Session:
         entry = self._uploads.forget(message.task)
         if entry is None:
             return
+        if message.result != "accepted":
+            self._appetite.doubt()
         about = {"task": message.task, "kind": entry.kind, "version": entry.base}
-        if message.result == "accepted":
+        if message.result in ("accepted", "duplicate"):  # an ACK was lost before
             self._counts["accepted"] += 1
             self._notify(Moment.UPDATE_ACCEPTED, **about)
         else:
@@ -361,6 +367,7 @@ class Session:
 
     def _on_cancel(self, message: wire.Cancel) -> None:
         if self._uploads.forget(message.task) is not None or message.task in self._tasks:
+            self._appetite.doubt()
             self._cancel(message.task, message.reason)
 
     def _on_error(self, message: wire.Error, now: float) -> None:
@@ -414,14 +421,12 @@ class Session:
         if self.phase is not Phase.OPEN:
             return
         before = len(self._out)
-        self._uploads.pump(now)
-        has_offered = len(self._out) > before
+        self._appetite.offered(self._uploads.pump(now))
         self._downloads.pump(self._tasks.waiting(), now)
         if any(isinstance(action, Send | SendStored) for action in self._out[before:]):
             self._connection.said(now)
         free = self._free(now)
-        # An offer tells the broker that a slot is free again, and to wait for the BEAT that says how many.
-        if has_offered or self._appetite.is_news(free) or self._connection.is_beat_due(now):
+        if self._appetite.is_news(free) or self._connection.is_beat_due(now):
             self._beat(free, now)
 
     def _set_alarm(self, now: float) -> None:

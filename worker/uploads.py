@@ -44,10 +44,12 @@ class Stage(Enum):
 class Upload:
     """One entry and its progress in this session."""
 
-    __slots__ = ("entry", "limit", "moved_at", "position", "retry_at", "stage")
+    __slots__ = ("entry", "is_told", "limit", "moved_at", "position", "retry_at", "stage")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
+        self.is_told = False
+        """The broker has heard in this session that there is a result."""
         self.stage = Stage.IDLE
         self.position = 0
         self.limit = 0
@@ -87,7 +89,9 @@ class Uploads:
         return task in self._uploads
 
     def ids(self) -> tuple[bytes, ...]:
-        """The tasks whose results wait here, the oldest first."""
+        """The tasks whose results wait here, the oldest first, for HELLO or BEAT to tell."""
+        for upload in self._uploads.values():
+            upload.is_told = True
         return tuple(self._uploads)
 
     def bytes_waiting(self) -> int:
@@ -158,8 +162,8 @@ class Uploads:
         upload.retry_at = now + max(message.retry_s, RETRY_MIN_S) * self._rng.uniform(1.0, 1.5)
         return True
 
-    def pump(self, now: float) -> None:
-        """Offer what is due, the oldest first, within the limits."""
+    def pump(self, now: float) -> int:
+        """Offer what is due, the oldest first, within the limits; how many the broker first hears of by that."""
         uploads = self._uploads.values()
         for upload in uploads:
             unanswered = upload.stage is Stage.OFFERED and now >= upload.moved_at + STALL_S
@@ -168,17 +172,21 @@ class Uploads:
         offered = [u for u in uploads if u.stage is Stage.OFFERED]
         count = len(offered)
         inline = sum(u.entry.size for u in offered if self._is_inline(u.entry))
+        news = 0
         for upload in uploads:
             if count >= OFFERS_MAX:
-                return
+                break
             if upload.stage is not Stage.IDLE:
                 continue
             size = upload.entry.size if self._is_inline(upload.entry) else 0
             if size and inline and inline + size > self._credit:
-                return
+                break
             inline += size
             count += 1
+            news += not upload.is_told
+            upload.is_told = True
             self._offer(upload, now)
+        return news
 
     def is_stalled(self, now: float) -> bool:
         """Whether PARTs were sent and nothing came back for too long."""

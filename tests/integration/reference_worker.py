@@ -157,6 +157,7 @@ class ReferenceWorker:
 
     def hello(self) -> None:
         self.terms, self.seen, self.told_seen, self.told = None, 0, 0, int(not self.tasks)
+        self.listed = set(self.outbox)
         kinds = ["fit", "evaluate", *(["init"] if self.init else [])]
         me = {"name": self.name, "instance": self.instance, "boot": self.boot, "encodings": self.encodings}
         self.send("HELLO", protocol=1, **me, kinds=kinds, free=self.told, **self.held())
@@ -174,7 +175,7 @@ class ReferenceWorker:
                 self.offer(result)
         free, known = int(not self.tasks), self.told - (self.seen - self.told_seen)
         if free != known or now > self.sent + self.beat_s:
-            self.told, self.told_seen = free, self.seen
+            self.told, self.told_seen, self.listed = free, self.seen, set(self.outbox)
             self.send("BEAT", **self.held(), free=free, seen=self.seen)
 
     def ready(self, task: dict[str, Any]) -> bool:
@@ -220,6 +221,9 @@ class ReferenceWorker:
             result.payload is not None and (size == 0 or not self.parts) and size <= self.terms["inline_max"]
         )
         self.send("OFFER", result.payload if rides else None, **result.offer)
+        if result.offer["task"] not in self.listed:
+            self.listed.add(result.offer["task"])
+            self.told += 1
 
     def fail(self, task: dict[str, Any], reason: str) -> None:
         if self.tasks.pop(task["task"], None) is not None:
@@ -267,8 +271,11 @@ class ReferenceWorker:
     def on_beat(self, message: dict[str, Any]) -> None:
         """Proof of life, which every message is."""
 
-    def on_task(self, task: dict[str, Any]) -> None:
+    def on_task(self, task: dict[str, Any], file: bytes | None = None) -> None:
         self.seen = max(self.seen, task["seq"])
+        if file is not None and len(file) == task["size"]:
+            model = self.models[task["digest"]] = Model(task, len(file))
+            model.file, model.missing, model.unasked = bytearray(file), 0, []
         if task["task"] not in self.outbox:
             self.tasks[task["task"]] = task
 
@@ -298,6 +305,8 @@ class ReferenceWorker:
 
     def on_ack(self, message: dict[str, Any]) -> None:
         self.outbox.pop(message["task"], None)
+        if message["result"] != "accepted":
+            self.told = -1
 
     def on_wait(self, message: dict[str, Any]) -> None:
         if result := self.outbox.get(message["task"]):
@@ -307,6 +316,7 @@ class ReferenceWorker:
     def on_cancel(self, message: dict[str, Any]) -> None:
         self.tasks.pop(message["task"], None)
         self.outbox.pop(message["task"], None)
+        self.told = -1
 
     def on_bye(self, message: dict[str, Any]) -> None:
         self.leave({"finished": 0, "revoked": 1}.get(message.get("reason", "")))

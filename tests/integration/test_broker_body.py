@@ -35,6 +35,7 @@ from fedmq.broker.events import (
     Sealed,
     Send,
     SendBlock,
+    SendTask,
     Tell,
     Tick,
     Unreachable,
@@ -350,6 +351,22 @@ def test_blocks_are_the_bytes_of_the_file(tmp_path: Path) -> None:
             block, payload = dealer.receive()
             assert (block.version, block.offset) == (0, offset)
             assert payload == file[offset : offset + length]
+
+
+def test_a_small_model_rides_with_its_task(tmp_path: Path) -> None:
+    """The whole file; a TASK whose file cannot be read goes without."""
+    with Rig(tmp_path, Script()) as rig, talking(rig) as (dealer, peer):
+        file = model(rig.versions, 10)
+        digest = xxhash.xxh3_128_digest(file)
+        task = wire.Task(
+            task=b"t", seq=1, kind="fit", version=0, size=len(file), digest=digest, layout=b"layout"
+        )
+        do(rig, SendTask(peer, task))
+        assert dealer.receive() == (task, file)
+        do(rig, Collect((0,)), OpenUpload(b"t", 4, "f32"))
+        rig.mind.wait_for(UploadOpened)
+        do(rig, SendTask(peer, task))
+        assert dealer.receive() == (task, None)
 
 
 def test_a_version_whose_file_is_gone_is_answered(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from fedmq.broker.events import (
     Sealed,
     Send,
     SendBlock,
+    SendTask,
     Tell,
     Tick,
     Unreachable,
@@ -163,6 +164,9 @@ class Broker(Process):
             case Send(peer, message):
                 self._audit.broker_sends(message, self.disk.rows)
                 self._post(peer, message, None)
+            case SendTask(peer, message):
+                self._audit.broker_sends(message, self.disk.rows)
+                self._post(peer, message, self.disk.versions.get(message.version))
             case SendBlock(peer, version, offset, length):
                 self._block(peer, version, offset, length)
             case Commit():

@@ -38,6 +38,7 @@ from fedmq.broker.events import (
     Sealed,
     Send,
     SendBlock,
+    SendTask,
     Tell,
     Tick,
     UploadOpened,
@@ -83,13 +84,21 @@ class Federation:
         Of the model's flat vector.
     rows : iterable of rows
         What the journal holds at the start; None for version 0 and nothing else.
+    model_bytes : int
+        Of a version's file.
     """
 
     def __init__(
-        self, config: Config | None = None, *, elements: int = 4, rows: Iterable[Row] | None = None
+        self,
+        config: Config | None = None,
+        *,
+        elements: int = 4,
+        rows: Iterable[Row] | None = None,
+        model_bytes: int = 5000,
     ) -> None:
         self.config = config or asynchronous()
         self.elements = elements
+        self.model_bytes = model_bytes
         first = () if self.config.model.source == "first-worker" else (VersionRow(info=self.info(0)),)
         self.rows: list[Row] = list(first if rows is None else rows)
         self.now = 100.0
@@ -168,7 +177,9 @@ class Federation:
     def info(self, version: int) -> VersionInfo:
         """A version that everybody knows how to make."""
         digest = xxhash.xxh3_128_digest(b"version %d" % version)
-        return VersionInfo(version=version, digest=digest, size=5000, layout=LAYOUT, n=self.elements)
+        return VersionInfo(
+            version=version, digest=digest, size=self.model_bytes, layout=LAYOUT, n=self.elements
+        )
 
     def task_id(self, kind: Any, worker: str, version: int) -> bytes:
         """An id that this broker would make, but did not."""
@@ -185,6 +196,8 @@ class Federation:
         self.folds: deque[Fold] = deque()
         self.spooling: list[Action] = []
         self.sent: dict[Peer, list[wire.Message]] = {}
+        self.rode: list[tuple[Peer, int]] = []
+        """Whom a task brought its version's file as well, and which."""
         self.blocks: list[SendBlock] = []
         self.dropped: list[Peer] = []
         self.discarded: list[bytes] = []
@@ -213,8 +226,10 @@ class Federation:
 
     def _do(self, action: Action) -> None:
         match action:
-            case Send(peer, message):
+            case Send(peer, message) | SendTask(peer, message):
                 wire.encode(message)
+                if isinstance(action, SendTask):
+                    self.rode.append((peer, message.version))
                 self.sent.setdefault(peer, []).append(message)
             case SendBlock():
                 self.blocks.append(action)
@@ -278,7 +293,11 @@ class Federation:
 
 
 class Worker:
-    """A worker that does what the test says, and nothing by itself."""
+    """A worker that does what the test says, and nothing by itself.
+
+    An OFFER frees a slot, so that the next task may be here at once. A test goes on with the one that it has
+    offered until it says BEAT or HELLO: only then does the worker turn to what came meanwhile.
+    """
 
     def __init__(self, federation: Federation, name: str) -> None:
         self.name = name
@@ -286,6 +305,7 @@ class Worker:
         self.instance = b"instance " + name.encode()
         self._federation = federation
         self._positions: dict[bytes, int] = {}
+        self._offered: wire.Task | None = None
 
     def say(self, message: wire.Message, data: bytes | None = None) -> None:
         """Send a message."""
@@ -295,14 +315,27 @@ class Worker:
     def hello(self, *, peer: Peer | None = None, instance: bytes | None = None, **fields: Any) -> None:
         """Say HELLO, perhaps over another connection; what came before is forgotten."""
         self.peer = peer or self.peer
+        self._offered = None
         self._federation.sent.pop(self.peer, None)
         hello = wire.Hello(protocol=1, name=self.name, instance=instance or self.instance, boot=b"boot")
         self.say(msgspec.structs.replace(hello, **fields))
 
-    def beat(self, tasks: tuple[bytes, ...] = (), outbox: tuple[bytes, ...] = (), *, free: int = 1) -> None:
-        """Say what it holds; it has seen every TASK that was sent."""
+    def beat(
+        self,
+        tasks: tuple[bytes, ...] | None = None,
+        outbox: tuple[bytes, ...] = (),
+        *,
+        free: int | None = None,
+    ) -> None:
+        """Say what it holds, by default what came since its OFFER; it has seen every TASK that was sent."""
         seen = max((task.seq for task in self.tasks()), default=0)
-        self.say(wire.Beat(tasks=tasks, outbox=outbox, free=free, seen=seen))
+        if tasks is None:
+            last = seen if self._offered is None else self._offered.seq
+            tasks = tuple(task.task for task in self.tasks() if task.seq > last)
+        self._offered = None
+        self.say(
+            wire.Beat(tasks=tasks, outbox=outbox, free=int(not tasks) if free is None else free, seen=seen)
+        )
 
     def got(self, kind: type[M]) -> list[M]:
         """The messages of a kind that it got in this session."""
@@ -317,7 +350,9 @@ class Worker:
         return [task for task in self.got(wire.Task) if kind in (None, task.kind)]
 
     def task(self, kind: str = "fit") -> wire.Task:
-        """Its last task of a kind."""
+        """The task of a kind that it works on."""
+        if self._offered is not None and self._offered.kind == kind:
+            return self._offered
         return self.tasks(kind)[-1]
 
     def offer(
@@ -326,6 +361,7 @@ class Worker:
         """Offer what was made of a task, inline or to be sent in PARTs; `fields` replace what is true."""
         data = payload(elements=self._federation.elements) if data is None else data
         self._positions.pop(about.task, None)
+        self._offered = about
         true = {
             "task": about.task,
             "kind": about.kind,

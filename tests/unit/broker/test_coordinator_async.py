@@ -65,7 +65,7 @@ def test_no_task_goes_out_against_a_version_that_is_not_durable() -> None:
     worker.beat()
     assert worker.task().version == 0
     federation.commit()
-    worker.beat(tasks=(worker.task().task,))
+    worker.beat(free=1)
     assert worker.task().version == 1
 
 
@@ -265,13 +265,13 @@ def test_it_stops_at_a_target(metric: str, target: float, values: tuple[float, f
     worker = federation.worker("w0")
     worker.offer(worker.task())
     federation.fold()
-    worker.beat()
+    worker.beat(free=1)
     worker.answer(worker.task("evaluate"), **{"loss": 9.0, metric: values[0]})
     assert federation.exit is None
     worker.beat()
     worker.offer(worker.task())
     federation.fold()
-    worker.beat()
+    worker.beat(free=1)
     worker.answer(worker.task("evaluate"), **{"loss": 9.0, metric: values[1]})
     assert federation.exit is not None
     assert federation.exit.reason == f"{metric} reached {values[1]:.6g} at version 2"
@@ -284,7 +284,7 @@ def test_a_target_that_was_reached_before_a_crash_still_stops_it() -> None:
     worker = federation.worker("w0")
     worker.offer(worker.task())
     federation.fold()
-    worker.beat()
+    worker.beat(free=1)
     worker.answer(worker.task("evaluate"), loss=0.1)
     assert federation.exit is not None
     federation.rows = [row for row in federation.rows if not isinstance(row, FinishRow)]
@@ -299,15 +299,14 @@ def test_versions_that_nothing_needs_are_collected() -> None:
     federation = Federation(asynchronous(buffer=1, storage=Storage(keep=1)))
     slow, quick = federation.workers(2)
     for _ in range(3):
-        quick.offer(quick.task())
+        quick.offer(quick.tasks()[-1])  # and gets its next on the version that is current now
         federation.fold()
-        quick.beat()
-    assert slow.task().version == 0
-    assert federation.collected == [1, 2]
+    assert (slow.tasks()[-1].version, quick.tasks()[-1].version) == (0, 2)
+    assert federation.collected == [1]
     slow.say(wire.Bye())
-    quick.offer(quick.task())
+    quick.offer(quick.tasks()[-1])
     federation.fold()
-    assert federation.collected == [1, 2, 0, 3]
+    assert federation.collected == [1, 0, 2]
 
 
 def test_no_task_goes_out_that_could_only_be_stale() -> None:
@@ -329,3 +328,50 @@ def test_seeds_repeat() -> None:
         seeds.append([task.seed for task in worker.tasks()])
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == 2
+
+
+def test_a_small_model_rides_with_the_first_task_on_it() -> None:
+    """Once a session: a worker that comes again may be another process, which has it no more."""
+    federation = Federation(asynchronous(buffer=1), model_bytes=wire.TASK_INLINE_MAX)
+    worker = federation.worker("w0", free=2)
+    assert [task.version for task in worker.tasks()] == [0, 0]
+    assert federation.rode == [(worker.peer, 0)]
+    worker.offer(worker.tasks()[0])
+    federation.fold()
+    worker.offer(worker.tasks()[1])
+    assert [task.version for task in worker.tasks()] == [0, 0, 0, 1]
+    worker.hello()
+    assert federation.rode == [(worker.peer, version) for version in (0, 1, 1)]
+
+
+def test_a_large_model_waits_to_be_fetched() -> None:
+    """A round begins with as many TASKs as there are workers: they must stay small."""
+    federation = Federation(model_bytes=wire.TASK_INLINE_MAX + 1)
+    assert federation.worker("w0").tasks()
+    assert federation.rode == []
+
+
+def test_an_offer_frees_a_slot_once() -> None:
+    """Not again when it is repeated, nor when a BEAT has counted its result already."""
+    federation = Federation(asynchronous(buffer=9, one_per_worker=False))
+    worker = federation.worker("w0")
+    first = worker.task()
+    worker.offer(first, inline=False)
+    assert len(worker.tasks()) == 2
+    worker.offer(first, inline=False)
+    assert len(worker.tasks()) == 2
+    second = worker.tasks()[1]
+    worker.beat((), (first.task, second.task), free=1)
+    assert len(worker.tasks()) == 3
+    worker.offer(second)
+    assert len(worker.tasks()) == 3
+
+
+def test_an_offer_of_a_task_that_was_given_up_frees_nothing() -> None:
+    """It takes no slot in these books; the worker says anew what is free when it hears of it."""
+    federation = Federation(asynchronous(buffer=9))
+    worker = federation.worker("w0")
+    first = worker.task()
+    worker.say(wire.Fail(task=first.task, reason="deadline"))
+    worker.offer(first)
+    assert worker.tasks() == [first]

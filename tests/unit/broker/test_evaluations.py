@@ -24,10 +24,12 @@ def federation_at_1(
     """A federation that has just made version 1, and its workers, each with a free slot."""
     federation = Federation(settings or config())
     workers = federation.workers(count, **hello)
-    workers[0].offer(workers[0].task())
+    offered = workers[0].task()
+    workers[0].offer(offered)
     federation.fold()
     for worker in workers:
-        worker.beat(tasks=tuple(t.task for t in worker.tasks("fit") if worker is not workers[0]))
+        held = [task.task for task in worker.tasks() if task is not offered]
+        worker.beat(tasks=tuple(held), free=int(not worker.tasks("evaluate")))
     return federation, workers
 
 
@@ -128,7 +130,7 @@ def test_every_so_many_versions_are_measured() -> None:
     assert not workers[0].tasks("evaluate")
     workers[0].offer(workers[0].task())
     federation.fold()
-    workers[0].beat()
+    workers[0].beat(free=1)
     assert workers[0].task("evaluate").version == 2
 
 

@@ -172,16 +172,17 @@ def test_an_upload_that_stands_still_for_a_minute_loses_its_credit() -> None:
     """Its worker is told to offer again; the bytes stay."""
     federation = Federation(config(budget=WINDOW), elements=ELEMENTS)
     worker = begun(federation)
-    worker.part(worker.task(), DATA[:1000], 0)
+    task = worker.task()
+    worker.part(task, DATA[:1000], 0)
     for _ in range(3):
         federation.wait(20.0)
-        worker.beat(outbox=(worker.task().task,), free=0)
+        worker.beat(outbox=(task.task,), free=0)
     federation.wait(2.0)
     assert worker.got(wire.Wait)
     assert uploads(federation).in_flight() == 0
-    worker.part(worker.task(), DATA[1000:2000], 1000)  # it had not heard yet
+    worker.part(task, DATA[1000:2000], 1000)  # it had not heard yet
     assert not worker.got(wire.Error)
-    worker.offer(worker.task(), DATA, inline=False)
+    worker.offer(task, DATA, inline=False)
     assert worker.last(wire.Grant).offset == 1000
 
 

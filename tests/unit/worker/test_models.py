@@ -42,6 +42,25 @@ def test_a_file_that_is_not_its_digest_is_refused(tmp_path: Path) -> None:
         cache.open(DIGEST)
 
 
+def test_a_small_model_stays_in_memory(tmp_path: Path) -> None:
+    """It is verified as a file is, leaves the frame that it came in alone, and never touches the disk."""
+    cache = ModelCache(tmp_path)
+    frame = bytearray(FILE)
+    cache.keep(DIGEST, memoryview(frame))
+    frame[0] ^= 1
+    opened = cache.open(DIGEST)
+    assert opened.readonly
+    assert opened == FILE
+    cache.keep(b"d" * 16, memoryview(FILE))
+    with pytest.raises(ModelError, match="not what its digest says"):
+        cache.open(b"d" * 16)
+    assert cache.lengths() == {}
+    cache.delete(DIGEST)
+    assert opened == FILE
+    with pytest.raises(ModelError, match="not in the cache"):
+        cache.open(DIGEST)
+
+
 @pytest.mark.parametrize("content", [None, b""])
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path, content: bytes | None) -> None:
     """Nothing, or nothing in it."""

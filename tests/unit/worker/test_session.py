@@ -21,6 +21,7 @@ from fedmq.worker.events import (
     DeleteOutbox,
     Event,
     Exit,
+    KeepModel,
     Lost,
     MayTrain,
     ModelBroken,
@@ -281,7 +282,7 @@ def test_hello_is_the_first_message_and_says_what_is_held() -> None:
     driver.later(BEAT_S)
     assert driver.sent() == []
     driver.get(welcome())
-    assert [type(m) for m in driver.sent()] == [wire.Offer, wire.Beat]
+    assert [type(m) for m in driver.sent()] == [wire.Offer]
 
 
 def test_hello_lists_what_is_in_hand() -> None:
@@ -319,7 +320,7 @@ def test_beat_when_nothing_else_was_said() -> None:
 
 
 def test_beat_at_once_when_free_changes_otherwise_than_the_broker_knows() -> None:
-    """A TASK lowers `free` on both sides; a pause, a result or a FAIL is news."""
+    """A TASK lowers `free` on both sides, an OFFER raises it; a pause or a FAIL is news."""
     driver = Driver().open()
     driver.get(init_task("t"))
     assert driver.sent() == []
@@ -328,7 +329,44 @@ def test_beat_at_once_when_free_changes_otherwise_than_the_broker_knows() -> Non
     driver.tell(Resume())
     assert driver.sent() == [wire.Beat(tasks=(b"t",), outbox=(), free=1, seen=1)]
     driver.tell(Stored(an_entry("t")))
-    assert [type(m) for m in driver.sent()] == [wire.Offer, wire.Beat]
+    assert [type(m) for m in driver.sent()] == [wire.Offer]
+    driver.get(init_task("u", 2))
+    driver.tell(AppFailed(b"u", "broken"))
+    assert [type(m) for m in driver.sent()] == [wire.Fail, wire.Beat]
+
+
+def test_an_offer_frees_a_slot_once() -> None:
+    """Offered again it does not; nor after a HELLO or BEAT that listed its result."""
+    driver = Driver(slots=1, outbox=(an_entry("old"),)).open()
+    driver.get(wire.Wait(task=b"old", retry_s=1))
+    driver.later(2)
+    assert [type(m) for m in driver.sent()] == [wire.Offer]
+    driver.get(wire.Ack(task=b"old", result="accepted"), init_task("t"))
+    driver.tell(Stored(an_entry("t")))
+    driver.get(wire.Wait(task=b"t", retry_s=1))
+    driver.later(2)
+    assert [type(m) for m in driver.sent()] == [wire.Offer]
+
+
+def test_a_fifth_result_is_told_before_it_is_offered() -> None:
+    """Four OFFERs may be unanswered; a slot is free all the same, and the broker is to know."""
+    driver = Driver(slots=1).open()
+    for i in range(1, 5):
+        driver.run_through(f"t{i}", i)
+        assert [type(m) for m in driver.sent()] == [wire.Offer]
+    driver.run_through("t5", 5)
+    assert driver.sent() == [wire.Beat(tasks=(), outbox=(b"t1", b"t2", b"t3", b"t4", b"t5"), free=1, seen=5)]
+    driver.get(wire.Ack(task=b"t1", result="accepted"))
+    assert [type(m) for m in driver.sent()] == [wire.Offer]
+
+
+@pytest.mark.parametrize("message", [wire.Ack(task=b"t", result="stale"), wire.Cancel(task=b"t")])
+def test_free_is_told_again_where_the_broker_may_have_counted_otherwise(message: wire.Message) -> None:
+    """It had given the task up while the OFFER was on its way, so that this one freed no slot."""
+    driver = Driver().open()
+    driver.run_through("t")
+    driver.get(message)
+    assert driver.sent() == [wire.Beat(tasks=(), outbox=(), free=2, seen=1)]
 
 
 def test_silence_for_a_lease_reopens_with_full_jitter_that_doubles() -> None:
@@ -549,7 +587,7 @@ def test_cancel_reaches_the_running_app_and_its_late_result_is_dropped() -> None
     driver.get(init_task("t"), wire.Cancel(task=b"t", reason="round over"))
     assert driver.of(CancelApp) == [CancelApp(b"t")]
     assert driver.session.status()["tasks"] == 0
-    assert driver.sent() == []
+    assert driver.sent() == [wire.Beat(tasks=(), outbox=(), free=0, seen=1)]
     driver.get(init_task("u", seq=2))
     assert not driver.of(StartApp)
     driver.tell(Stored(an_entry("t")))
@@ -749,6 +787,46 @@ def test_a_transfer_that_stands_still_is_given_up_after_60_s() -> None:
     assert driver.session.phase is Phase.CLOSED
 
 
+def test_a_model_that_rides_with_its_task_is_not_fetched() -> None:
+    """The app begins at once; a second task on it needs it no more."""
+    driver = Driver().open()
+    file = memoryview(bytes(5000))
+    driver.tell(Received(a_task(), file))
+    assert driver.of(KeepModel) == [KeepModel(DIGEST, file)]
+    assert [start.task.task for start in driver.of(StartApp)] == [b"t"]
+    assert driver.sent() == []
+    driver.tell(Received(a_task("u", seq=2), file))
+    assert not driver.of(KeepModel)
+    assert driver.sent() == []
+
+
+def test_a_riding_model_takes_the_place_of_a_partial_one() -> None:
+    """What was on disk goes; blocks that were asked for are nobody's when they come."""
+    driver = Driver(models={DIGEST: 2000}).open()
+    driver.get(a_task())
+    assert [type(m) for m in driver.sent()] == [wire.Fetch]
+    driver.tell(Received(a_task("u", seq=2), memoryview(bytes(5000))))
+    assert [type(a) for a in driver.actions if isinstance(a, DeleteModel | KeepModel)] == [
+        DeleteModel,
+        KeepModel,
+    ]
+    assert driver.of(StartApp)
+    driver.block(2000, 3000)
+    assert not driver.of(StoreBlock)
+
+
+def test_a_riding_model_of_another_size_is_no_model() -> None:
+    """It is fetched as if it had not come; and so is one that turns out to be another file."""
+    driver = Driver().open()
+    driver.tell(Received(a_task(), memoryview(bytes(4999))))
+    assert not driver.of(KeepModel)
+    assert [type(m) for m in driver.sent()] == [wire.Fetch]
+    driver = Driver().open()
+    driver.tell(Received(a_task(), memoryview(bytes(5000))), ModelBroken(b"t", DIGEST))
+    assert driver.of(DeleteModel) == [DeleteModel(DIGEST)]
+    assert driver.sent() == [wire.Fetch(version=7, offset=0, length=5000)]
+
+
 # Uploads
 
 
@@ -756,7 +834,7 @@ def test_only_the_first_grant_sets_the_position() -> None:
     """A later one was sent while PARTs were under way: it raises the limit."""
     driver = Driver().open()
     driver.run_through("t", size=3 * BLOCK + 5)
-    assert [type(m) for m in driver.sent()] == [wire.Offer, wire.Beat]
+    assert [type(m) for m in driver.sent()] == [wire.Offer]
     driver.get(wire.Grant(task=b"t", offset=0, limit=2 * BLOCK))
     assert [(a.offset, a.length) for a in driver.of(SendStored)] == [(0, BLOCK), (BLOCK, BLOCK)]
     driver.get(wire.Grant(task=b"t", offset=0, limit=2 * BLOCK))
@@ -771,7 +849,7 @@ def test_an_upload_resumes_where_the_broker_says() -> None:
     driver.run_through("t", size=3 * BLOCK)
     driver.get(wire.Grant(task=b"t", offset=0, limit=3 * BLOCK))
     driver.tell(Opened(), Received(welcome()))
-    assert isinstance(driver.sent()[-2], wire.Offer)
+    assert isinstance(driver.sent()[-1], wire.Offer)
     driver.get(wire.Grant(task=b"t", offset=2 * BLOCK, limit=3 * BLOCK))
     assert [(a.offset, a.length) for a in driver.of(SendStored)] == [(2 * BLOCK, BLOCK)]
 
@@ -792,7 +870,7 @@ def test_wait_offers_again_later_with_jitter() -> None:
     driver.later(3.9)
     assert driver.sent() == []
     driver.later(2.2)
-    assert [type(m) for m in driver.sent()] == [wire.Offer, wire.Beat]
+    assert [type(m) for m in driver.sent()] == [wire.Offer]
 
 
 def test_offers_stay_within_the_credit() -> None:
@@ -827,7 +905,16 @@ def test_parts_without_an_answer_end_the_session() -> None:
     assert driver.session.phase is Phase.CLOSED
 
 
-@pytest.mark.parametrize("result", ["duplicate", "stale", "rejected"])
+def test_an_update_that_was_taken_before_is_accepted() -> None:
+    """Its ACK was lost; for whoever trained, nothing is different."""
+    driver = Driver().open()
+    driver.run_through("t")
+    driver.get(wire.Ack(task=b"t", result="duplicate"))
+    assert driver.of(DeleteOutbox)
+    assert driver.moments() == [Moment.UPDATE_ACCEPTED]
+
+
+@pytest.mark.parametrize("result", ["stale", "rejected"])
 def test_an_update_that_is_not_taken_is_forgotten_and_told(result: Any) -> None:
     """ACK ends an update, whatever it says."""
     driver = Driver().open()
@@ -847,7 +934,7 @@ def test_an_offer_that_the_broker_cannot_read_is_not_made_for_ever() -> None:
     driver.get(
         wire.Grant(task=b"large", offset=0, limit=MIB), wire.Error(ref=10, why="malformed", task=b"large")
     )
-    assert isinstance(driver.sent()[-2], wire.Offer)
+    assert isinstance(driver.sent()[-1], wire.Offer)
 
 
 def test_an_update_that_cannot_be_read_is_failed() -> None:
