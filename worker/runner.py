@@ -11,7 +11,6 @@ Rules that hold here:
 - An update that is not finite never leaves: it would be refused, or worse.
 """
 
-import hashlib
 import logging
 import math
 import queue
@@ -203,13 +202,19 @@ def encoded(delta: Flat, encoding: str, seed: int) -> Iterator[bytes]:
     ClientAppError
         When a value is not finite in this encoding.
     """
-    key = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=32, person=b"fedmq rounding 1").digest()
+    key = _rounding_key(seed) if encoding == "i8" else None
     for start in range(0, delta.size, TILE):
         nonce = (start // TILE).to_bytes(12, "little")
         chunk = kernels.encode(delta[start : start + TILE], encoding, key=key, nonce=nonce)
         if not math.isfinite(kernels.sum_squares(chunk, encoding=encoding)):
             raise ClientAppError("non-finite update: the weights moved further than its encoding can say")
         yield chunk
+
+
+def _rounding_key(seed: int) -> bytes:
+    import hashlib  # whose OpenSSL takes 3 ms to load: only i8 pays for it
+
+    return hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=32, person=b"fedmq rounding 1").digest()
 
 
 def _entry(job: Job, examples: int, metrics: dict[str, float]) -> Entry:
