@@ -60,8 +60,8 @@ class Operators:
             return
         worker_id = name if worker is None else worker.id
         evicted = event.command == "evict"
-        if evicted and worker is None:
-            known = ", ".join(sorted(w.name for w in books.workers)) or "none"
+        if evicted and worker is None and name not in books.awaited:
+            known = ", ".join(sorted({*books.awaited, *(w.name for w in books.workers)})) or "none"
             books.emit(Reply(event.token, {"ok": False, "error": f"no worker {name!r}; there are: {known}"}))
             return
         (books.evicted.add if evicted else books.evicted.discard)(worker_id)

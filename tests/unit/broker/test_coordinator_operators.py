@@ -95,6 +95,16 @@ def test_an_eviction_outlives_a_restart_until_it_is_taken_back() -> None:
     assert [row.evicted for row in federation.durable(EvictRow)] == [True, False]
 
 
+def test_a_worker_of_an_earlier_life_can_be_evicted() -> None:
+    """It worked here and has not come back since the restart: it never will."""
+    federation = Federation()
+    federation.worker("w0").fit()
+    federation.restart()
+    assert federation.operate("evict", worker="w9") == {"ok": False, "error": "no worker 'w9'; there are: w0"}
+    assert federation.operate("evict", worker="w0") == {"ok": True}
+    assert federation.worker("w0").last(wire.Reject).why == "revoked"
+
+
 def test_an_unknown_worker_is_named() -> None:
     """With those that there are."""
     federation = Federation()
