@@ -199,7 +199,9 @@ class Books:
             if self.evaluation is not None and self.evaluation.version == held.version:
                 self.evaluation.drop(worker.id)
         elif held.kind == "fit" and isinstance(self.plan, SyncPlan):
-            self.plan.lost(worker.id, held.version, reason, failed=failed)
+            row = self.plan.lost(worker.id, held.version, reason, failed=failed)
+            if row is not None:
+                self.commit(row)
         self.look_at(worker)
         self.note(
             "info", "task released", worker=worker.name, kind=held.kind, version=held.version, reason=reason

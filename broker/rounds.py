@@ -64,15 +64,13 @@ class AsyncPlan:
 class Round:
     """An open round."""
 
-    __slots__ = ("deadline_at", "durable", "lost", "missing", "row", "substitutes")
+    __slots__ = ("deadline_at", "durable", "lost", "row", "substitutes")
 
     def __init__(self, row: RoundRow, now: float, *, durable: bool) -> None:
         self.row = row
         self.durable = durable
         """Whether tasks may go out. Updates may come in before that: their rows follow the round's."""
         self.deadline_at = now + row.deadline_s if row.deadline_s else math.inf
-        self.missing: dict[str, str] = {}
-        """Members that will not be asked again, and why."""
         self.lost: dict[str, str] = {}
         """Members that lost their task once, and why; each calls for one substitute."""
         self.substitutes = 0
@@ -126,13 +124,8 @@ class SyncPlan:
         row = self.round.row
         fresh = [c for c in candidates if c not in row.cohort and c not in buffer.workers]
         chosen = self._choose(buffer.number, fresh, min(count, len(fresh)))
-        return RoundRow(
-            buffer=row.buffer,
-            cohort=row.cohort + tuple(chosen),
-            target=row.target,
-            quorum=row.quorum,
-            deadline_s=row.deadline_s,
-            extensions=row.extensions + restart,
+        return msgspec.structs.replace(
+            row, cohort=row.cohort + tuple(chosen), extensions=row.extensions + restart
         )
 
     def settle(self, row: RoundRow, here: set[str], buffer: Buffer) -> RoundRow:
@@ -152,27 +145,30 @@ class SyncPlan:
             current is not None
             and worker in current.row.cohort
             and worker not in buffer.workers
-            and worker not in current.missing
+            and worker not in current.row.missing
         )
 
-    def lost(self, worker: str, version: int, reason: str, *, failed: bool) -> None:
-        """A member will not finish the task that it had, or failed at it."""
+    def lost(self, worker: str, version: int, reason: str, *, failed: bool) -> RoundRow | None:
+        """A member will not finish the task that it had, or failed at it; the round's row if that changes it."""
         current = self.round
         if current is None or current.row.buffer != version or worker not in current.row.cohort:
-            return
-        if failed and self.private:
-            # Asked again it would draw another sample, and the accountant counts one.
-            current.missing[worker] = reason
+            return None
         if worker not in current.lost:
             current.lost[worker] = reason
             current.substitutes += 1
+        if not (failed and self.private) or worker in current.row.missing:
+            return None
+        # Asked again it would draw another sample, and the accountant counts one.
+        current.row = msgspec.structs.replace(current.row, missing=(*current.row.missing, worker))
+        return current.row
 
     def complete(self, buffer: Buffer) -> bool:
         """Whether the round has what it is after (or, privately, nobody left to wait for)."""
         if self.round is None:
             return False
         if self.private:
-            return all(w in buffer.workers or w in self.round.missing for w in self.round.row.cohort)
+            row = self.round.row
+            return all(worker in buffer.workers or worker in row.missing for worker in row.cohort)
         return len(buffer.rows) >= self.round.row.target
 
     def needed(self, buffer: Buffer) -> int:
@@ -197,9 +193,8 @@ class SyncPlan:
         """
         if self.round is None or self.private:
             return []
-        why = self.round.lost | self.round.missing
         return [
-            LeftOutRow(buffer=buffer.number, worker=w, reason=why.get(w, reason))
+            LeftOutRow(buffer=buffer.number, worker=w, reason=self.round.lost.get(w, reason))
             for w in self.round.row.cohort
             if w not in buffer.workers
         ]

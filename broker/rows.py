@@ -76,6 +76,8 @@ class RoundRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     quorum: int
     deadline_s: float
     extensions: int = 0
+    missing: tuple[str, ...] = ()
+    """Members that failed in a private round: they are not asked again."""
 
 
 class LeftOutRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -204,7 +204,7 @@ class Journal:
                 )
             case RoundRow():
                 self._db.execute(
-                    "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         row.buffer,
                         json.dumps(row.cohort, ensure_ascii=False),
@@ -213,6 +213,7 @@ class Journal:
                         row.deadline_s,
                         row.extensions,
                         now,
+                        json.dumps(row.missing, ensure_ascii=False),
                     ),
                 )
             case LeftOutRow():

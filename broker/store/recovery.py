@@ -77,10 +77,10 @@ def _updates(db: sqlite3.Connection, first: int, last: int) -> Iterator[AcceptRo
 def _round(db: sqlite3.Connection, buffer: int) -> RoundRow | None:
     for row in _rows(
         db,
-        "SELECT buffer, cohort, target, quorum, deadline_s, extensions FROM rounds WHERE buffer = ?",
+        "SELECT buffer, cohort, target, quorum, deadline_s, extensions, missing FROM rounds WHERE buffer = ?",
         (buffer,),
     ):
-        row["cohort"] = tuple(json.loads(row["cohort"]))
+        row["cohort"], row["missing"] = tuple(json.loads(row["cohort"])), tuple(json.loads(row["missing"]))
         return RoundRow(**row)
     return None
 

@@ -124,7 +124,11 @@ CREATE TABLE runs (
 );
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+_MISSING = """
+ALTER TABLE rounds ADD COLUMN missing TEXT NOT NULL DEFAULT '[]';
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _MISSING)
 SCHEMA = len(MIGRATIONS)
 
 

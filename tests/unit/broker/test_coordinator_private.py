@@ -60,6 +60,19 @@ def test_a_member_whose_update_was_rejected_is_missing() -> None:
     assert len(federation.fold().rows) == 1
 
 
+def test_a_member_that_failed_is_not_asked_after_a_restart_either() -> None:
+    """The round goes on where it was, without it."""
+    federation = Federation(private(min_available=2, deadline_s=60.0))
+    failed, other = federation.workers(2)
+    failed.say(wire.Fail(task=failed.task().task, reason="ValueError"))
+    federation.restart()
+    failed.hello()
+    other.hello()
+    assert not failed.tasks()
+    other.fit()
+    assert len(federation.fold().rows) == 1
+
+
 def test_a_round_ends_at_its_deadline_with_whatever_there_is() -> None:
     """Also with nothing: an empty round is released with noise."""
     federation = Federation(private(min_available=2, deadline_s=60.0))

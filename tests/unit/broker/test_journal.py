@@ -400,8 +400,9 @@ def test_a_summary_says_where_the_federation_stands(path: Path) -> None:
     with Journal.read_only(path) as history:
         summary = history.summary()
     assert (summary["version"], summary["digest"]) == (1, "01" * 16)
-    assert summary["buffer"] == {"number": 1, "updates": 1, "folding": 0}
+    assert summary["buffer"] == {"number": 1, "updates": 1, "folding": 0, "frozen": 0}
     assert summary["round"] == {
+        "asked": 2,
         "target": 2,
         "quorum": 1,
         "deadline_s": 30.0,
@@ -459,6 +460,26 @@ def test_somebody_elses_database_is_left_alone(path: Path) -> None:
         other.execute("CREATE TABLE theirs (x)")
     with pytest.raises(StateError, match="not a fedmq journal"):
         Journal.open(path)
+
+
+def test_a_journal_of_schema_1_goes_on(path: Path) -> None:
+    """Its rounds had no members that are not asked again. A reader waits for the broker to migrate it."""
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript(
+            f"{schema.MIGRATIONS[0]} PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 1;"
+            "INSERT INTO versions (version, digest, size, layout, n, updates, examples, seconds, sigma,"
+            " privacy_steps, created_at) VALUES (0, x'00', 9, x'01', 2, 0, 0, 0, 0, 0, 0);"
+            'INSERT INTO rounds VALUES (0, \'["a", "b"]\', 2, 1, 30, 0, 0);'
+        )
+    with pytest.raises(StateError, match="start its broker once"):
+        Journal.read_only(path)
+    with contextlib.closing(Journal.open(path)) as journal:
+        opened = journal.recover(0).round
+        assert opened == RoundRow(buffer=0, cohort=("a", "b"), target=2, quorum=1, deadline_s=30.0)
+        journal.apply([msgspec.structs.replace(opened, missing=("b",))])
+        again = journal.recover(0).round
+        assert again is not None
+        assert again.missing == ("b",)
 
 
 @pytest.mark.parametrize("opened", [Journal.open, Journal.read_only], ids=["writer", "reader"])
