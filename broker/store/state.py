@@ -14,15 +14,18 @@
 Rules that hold here:
 
 - A folder is used by one process at a time, and a folder of one federation never becomes another's.
+- A start that fails in a folder that was no federation's leaves it as it was.
 - Small files are replaced whole (written aside, fsynced, renamed): a kill leaves the old or the new one.
 - Secrets are drawn from the operating system, once, and only their owner can read them.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +39,11 @@ from .versions import sync_folder
 
 FORMAT = 1
 KEY_BYTES = 32
+_OURS = (
+    "federation.json", "config.toml", "journal.db", "journal.db-wal", "journal.db-shm", "spool", "versions",
+    "keys/mac", "keys/noise", "keys", "endpoint", "control.sock", "lock",
+)  # fmt: skip
+"""All that a broker makes in its folder."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,9 +75,11 @@ class StateFolder:
         32 bytes each.
     """
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, before: frozenset[str] | None) -> None:
         self.path = path
         self._lock = lock
+        self._before = before
+        """What of `_OURS` was there; None where there was no folder."""
         self.is_new = not (path / "federation.json").exists()
         self.id = ""
         self.mac_key = b""
@@ -86,24 +96,15 @@ class StateFolder:
         """
         path = Path(path).absolute()
         try:
+            before = frozenset(name for name in _OURS if (path / name).exists()) if path.exists() else None
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            lock = _lock(path)
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(lock, 32).decode("ascii", "replace").strip()
-            os.close(lock)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise unwritable(path, error) from error
-            raise StateError(
-                f"state folder {path} is in use by process {holder or '(unknown)'}; stop that broker first"
-            ) from None
-        try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-            return cls(path, lock)
+            return cls(path, lock, before)
         except OSError as error:
             os.close(lock)
             raise unwritable(path, error) from error
@@ -114,6 +115,8 @@ class StateFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self.is_new and self._lock >= 0:
+            self._undo()
         self.close()
 
     @property
@@ -187,6 +190,20 @@ class StateFolder:
             os.close(self._lock)
             self._lock = -1
 
+    def _undo(self) -> None:
+        """Take away what a first start that failed has made: the next one may be with another config."""
+        for name in _OURS:
+            path = self.path / name
+            if name in (self._before or ()):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if self._before is None:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                self.path.rmdir()
+
     def abandon(self) -> None:
         """Keep the lock until this process ends: something may still be writing into the folder."""
         self._lock = -1
@@ -250,6 +267,26 @@ class StateFolder:
         key = secrets.token_bytes(KEY_BYTES)
         replace(path, key)
         return key
+
+
+def _lock(path: Path) -> int:
+    """The descriptor of the folder's lock file, which this process holds from now on."""
+    while True:
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(lock, 32).decode("ascii", "replace").strip()
+            os.close(lock)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise StateError(
+                f"state folder {path} is in use by process {holder or '(unknown)'}; stop that broker first"
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), (path / "lock").stat()):
+                return lock
+        os.close(lock)  # of a start that failed, and took its lock file away meanwhile
 
 
 def _differences(

@@ -1,5 +1,6 @@
 """The state folder: one process at a time, one federation for ever, secrets that only their owner reads."""
 
+import contextlib
 import stat
 import subprocess
 import sys
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.state import StateFolder, read_identity, replace
 from fedmq.fedcore.config import Config, parse
-from fedmq.fedcore.errors import StateError
+from fedmq.fedcore.errors import ConfigError, StateError
 
 CONFIG = parse({"mode": {"kind": "async", "buffer": 3}})
 
@@ -66,6 +68,44 @@ def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_a_folder_is_used_once_in_a_process(tmp_path: Path) -> None:
     """Two brokers in one notebook do not share a folder either."""
+    with StateFolder.open(tmp_path / "a"), pytest.raises(StateError, match="is in use by process"):
+        StateFolder.open(tmp_path / "a")
+
+
+def begin_and_fail(folder: Path) -> None:
+    """A start that gets as far as it can before something is wrong."""
+    with contextlib.suppress(ConfigError), StateFolder.open(folder) as state:
+        state.settle(CONFIG)
+        Journal.open(state.journal).close()
+        state.announce("tcp://127.0.0.1:1")
+        raise ConfigError("no such file")
+
+
+@pytest.mark.parametrize("there", [None, (), ("notes.txt", "keys/mine")])
+def test_a_first_start_that_fails_leaves_nothing(tmp_path: Path, there: tuple[str, ...] | None) -> None:
+    """No folder, an empty one, one with somebody's files: it is as it was, and any config may be next."""
+    folder = tmp_path / "a"
+    for name in there or ():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    if there is not None:
+        folder.mkdir(exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    begin_and_fail(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_later_start_that_fails_leaves_everything(tmp_path: Path) -> None:
+    """A federation that exists is not taken away by whatever goes wrong."""
+    before = settled(tmp_path / "a")
+    begin_and_fail(tmp_path / "a")
+    assert settled(tmp_path / "a") == before
+
+
+def test_a_lock_file_that_was_taken_away_locks_nobody(tmp_path: Path) -> None:
+    """Whoever waits for its turn with the old file in hand looks for the new one."""
+    with pytest.raises(ConfigError), StateFolder.open(tmp_path / "a"):
+        raise ConfigError("a first start fails")
     with StateFolder.open(tmp_path / "a"), pytest.raises(StateError, match="is in use by process"):
         StateFolder.open(tmp_path / "a")
 
