@@ -27,7 +27,6 @@ from fedmq.fedcore import config as configs
 from fedmq.fedcore import kernels
 from fedmq.fedcore.errors import ConfigError, StateError
 
-from . import control
 from .body import Body
 from .books import UPLOAD_BLOCKS
 from .control import ControlServer
@@ -37,6 +36,7 @@ from .events import Drain, Exit, Fold
 from .inbox import Inbox
 from .notes import NoteLog
 from .opening import Storage, open_storage
+from .snapshot import snapshot
 from .store.state import StateFolder
 from .tasks import TaskIds
 from .threads import Commits, Folder, Halt, Job, Notice, Service, Spooler, Work
@@ -165,14 +165,14 @@ class Broker:
         return self._exit.code
 
     def status(self) -> dict[str, Any]:
-        """What `fedmq status` shows, as a dict.
+        """What `fedmq status` shows, as a dict; after the end what the journal says.
 
         Raises
         ------
         StateError
-            When the broker is not running.
+            When the broker was never started.
         """
-        return control.request(self.config.federation.state, "status")
+        return snapshot(Path(self.config.federation.state))
 
     def _open(self, stack: contextlib.ExitStack) -> Body:
         """Open everything, in an order in which what fails first has changed nothing."""

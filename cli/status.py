@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from fedmq.fedcore.errors import ConnectError
-
 from . import status_view
 from .logs import log_options
 from .state_folder import state_argument
@@ -40,67 +38,17 @@ def status(state: Path, as_json: bool, watch: bool, interval: float) -> None:
       fedmq status state --json | jq .version
     """
     if not watch:
-        _show(snapshot(state), as_json=as_json)
+        _show(_look(state), as_json=as_json)
     elif as_json or not sys.stdout.isatty():
         _follow(state, interval, as_json=as_json)
     else:
         _live(state, interval)
 
 
-def snapshot(state: Path) -> dict[str, Any]:
-    """The status of the running broker, or what its journal says when none runs."""
-    from fedmq.broker import control
+def _look(state: Path) -> dict[str, Any]:
+    from fedmq.broker.snapshot import snapshot  # only a command that looks pays for it
 
-    try:
-        found: dict[str, Any] = control.request(state, "status")
-        return found
-    except ConnectError:
-        return _from_journal(state)
-
-
-def _from_journal(state: Path) -> dict[str, Any]:
-    """The same keys as the running broker gives; what only it knows is empty."""
-    from fedmq.broker.store.history import History
-    from fedmq.broker.store.state import read_identity
-    from fedmq.fedcore import config
-
-    identity = read_identity(state)
-    settings = config.load(state / "config.toml")
-    with History.open(state / "journal.db") as journal:
-        found = journal.summary()
-    counts, metrics = dict(found["counts"]), dict(found["metrics"])
-    measured = metrics.pop("version", None)
-    buffer, asked = found["buffer"], found["round"]
-    return {
-        "federation": settings.federation.name,
-        "id": identity.id,
-        "state": "finished" if found["finished"] else "stopped",
-        "reason": found["finished"] or ("paused" if found["paused"] else ""),
-        "version": found["version"],
-        "mode": settings.mode.kind,
-        "buffer": buffer
-        and {
-            "number": buffer["number"],
-            "have": buffer["updates"],
-            "of": getattr(settings.mode, "buffer", asked["target"] if asked else None),
-        },
-        "round": asked
-        and {
-            "number": buffer["number"],
-            "asked": asked["target"],
-            "have": buffer["updates"],
-            "needed": asked["quorum"],
-            "deadline_s": None,
-        },
-        "workers": [],
-        "metrics": {source: {"version": measured, **values} for source, values in metrics.items()},
-        "bytes_up": counts.pop("bytes_up", 0),
-        "bytes_down": counts.pop("bytes_down", 0),
-        "updates": counts,
-        "uptime_s": None,
-        "kernels": "",
-        "endpoint": "",
-    }
+    return snapshot(state)
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
@@ -118,7 +66,7 @@ def _follow(state: Path, interval: float, *, as_json: bool) -> None:
     """One line for every look at which something had changed."""
     last = ""
     while True:
-        found = snapshot(state)
+        found = _look(state)
         line = json.dumps(found) if as_json else status_view.summary(found)
         if line != last:
             click.echo(line)
@@ -136,7 +84,7 @@ def _live(state: Path, interval: float) -> None:
 
     with Live(auto_refresh=False, screen=False) as live:
         while True:
-            found = snapshot(state)
+            found = _look(state)
             live.update(status_view.rich_view(found), refresh=True)
             if _over(found):
                 return

@@ -149,13 +149,16 @@ class History:
         number = version if last is None else last + 1
         held = "SELECT count(*) FROM updates WHERE buffer BETWEEN ? AND ?"
         row = self._db.execute(
-            "SELECT target, quorum, deadline_s, extensions, opened_at FROM rounds WHERE buffer = ?", (number,)
+            "SELECT json_array_length(cohort) AS asked, target, quorum, deadline_s, extensions, opened_at"
+            " FROM rounds WHERE buffer = ?",
+            (number,),
         ).fetchone()
         return {
             "buffer": {
                 "number": number,
                 "updates": self._db.execute(held, (number, number)).fetchone()[0],
                 "folding": self._db.execute(held, (version, number - 1)).fetchone()[0],
+                "frozen": number - version,
             },
             "round": None if row is None else dict(row),
         }

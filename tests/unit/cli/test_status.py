@@ -50,7 +50,7 @@ def test_without_a_broker_the_journal_speaks(fedmq, state: Path) -> None:
     found = json.loads(out)
     assert code == 0
     assert (found["federation"], found["state"], found["version"]) == ("wards", "stopped", 2)
-    assert found["buffer"] == {"number": 2, "have": 0, "of": 10}
+    assert found["buffer"] == {"number": 2, "have": 0, "of": 10, "frozen": 0}
     assert found["metrics"] == {"federated": {"version": 2, "accuracy": 0.8, "loss": 0.4}}
     assert found["updates"] == {"accepted": 20, "stale": 2}
     assert found["workers"] == []
