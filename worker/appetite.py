@@ -3,7 +3,8 @@
 Rules that hold here:
 
 - `free` counts tasks beyond those held. It is 0 while the user or the edge program says so, while the
-  app keeps failing, and while too many results wait to be acknowledged.
+  app keeps failing, and from too many results that wait to be acknowledged until half of them are: were it
+  told of each one, a broker that is behind would hear as many BEATs as OFFERs.
 - A broker takes the `free` it was told, less the TASKs that it sent and that were not `seen` then, and one
   more for each result that it first hears of by its OFFER. What differs from that is news, and is told at once.
 - Where the two may have counted differently, because the broker gave a task up while its result was on the
@@ -17,7 +18,7 @@ REST_MAX_S: Final = 60.0
 FAILURES_MAX: Final = 2
 """So many failures of the app in a row are bad luck; after more of them the worker rests, ever longer."""
 OUTBOX_MAX: Final = 16
-"""With so many results waiting, no new task is taken."""
+"""With so many results waiting, no new task is taken until half of them are gone."""
 
 
 class Appetite:
@@ -39,6 +40,7 @@ class Appetite:
         """The highest `seq` of a TASK in this session."""
         self._failures = 0
         self._rest_until = 0.0
+        self._is_full = False
         self._told_free = 0
         self._told_seen = 0
         self._is_in_doubt = False
@@ -49,9 +51,10 @@ class Appetite:
 
     def free(self, occupied: int, waiting: int, now: float) -> int:
         """How many tasks it would take, with so many slots taken and so many results waiting."""
-        if not self.may_start() or now < self._rest_until:
+        self._is_full = waiting > OUTBOX_MAX // 2 if self._is_full else waiting >= OUTBOX_MAX
+        if self._is_full or not self.may_start() or now < self._rest_until:
             return 0
-        return max(0, min(self._slots - occupied, OUTBOX_MAX - waiting))
+        return max(0, self._slots - occupied)
 
     def hello(self, free: int) -> None:
         """HELLO says `free`; the session's TASKs are counted from 1."""

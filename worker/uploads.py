@@ -11,7 +11,7 @@ Rules that hold here:
 - An entry leaves by an ACK, a CANCEL, or because it cannot be read any more. Nothing else removes it.
 - Only the first GRANT after an OFFER sets the position: a later one says how far the broker had come
   when it was sent, and PARTs are under way since.
-- Few OFFERs are under way at a time, and what rides with them stays within the worker's credit.
+- What rides with OFFERs stays within the worker's credit; of those that need a GRANT few are under way.
 """
 
 import random
@@ -26,7 +26,7 @@ from .events import Action, DeleteOutbox, Send, SendStored
 from .pace import Pace
 
 OFFERS_MAX: Final = 4
-"""OFFERs under way at a time."""
+"""OFFERs without their bytes that are under way at a time."""
 STALL_S: Final = 60.0
 """A transfer that stands still for so long is begun anew from where it is."""
 RETRY_MIN_S: Final = 0.1
@@ -169,20 +169,23 @@ class Uploads:
             unanswered = upload.stage is Stage.OFFERED and now >= upload.moved_at + STALL_S
             if unanswered or (upload.stage is Stage.WAITING and now >= upload.retry_at):
                 upload.stage = Stage.IDLE
+        if not any(upload.stage is Stage.IDLE for upload in uploads):
+            return 0
         offered = [u for u in uploads if u.stage is Stage.OFFERED]
-        count = len(offered)
         inline = sum(u.entry.size for u in offered if self._is_inline(u.entry))
+        bare = sum(u.entry.has_payload and not self._is_inline(u.entry) for u in offered)
         news = 0
         for upload in uploads:
-            if count >= OFFERS_MAX:
-                break
             if upload.stage is not Stage.IDLE:
                 continue
-            size = upload.entry.size if self._is_inline(upload.entry) else 0
-            if size and inline and inline + size > self._credit:
-                break
-            inline += size
-            count += 1
+            if self._is_inline(upload.entry):
+                if inline and inline + upload.entry.size > self._credit:
+                    break
+                inline += upload.entry.size
+            elif upload.entry.has_payload:
+                if bare >= OFFERS_MAX:
+                    break
+                bare += 1
             news += not upload.is_told
             upload.is_told = True
             self._offer(upload, now)

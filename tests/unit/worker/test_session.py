@@ -348,13 +348,13 @@ def test_an_offer_frees_a_slot_once() -> None:
     assert [type(m) for m in driver.sent()] == [wire.Offer]
 
 
-def test_a_fifth_result_is_told_before_it_is_offered() -> None:
-    """Four OFFERs may be unanswered; a slot is free all the same, and the broker is to know."""
+def test_a_fifth_large_result_is_told_before_it_is_offered() -> None:
+    """Four OFFERs may wait for a GRANT; a slot is free all the same, and the broker is to know."""
     driver = Driver(slots=1).open()
     for i in range(1, 5):
-        driver.run_through(f"t{i}", i)
+        driver.run_through(f"t{i}", i, size=MIB)
         assert [type(m) for m in driver.sent()] == [wire.Offer]
-    driver.run_through("t5", 5)
+    driver.run_through("t5", 5, size=MIB)
     assert driver.sent() == [wire.Beat(tasks=(), outbox=(b"t1", b"t2", b"t3", b"t4", b"t5"), free=1, seen=5)]
     driver.get(wire.Ack(task=b"t1", result="accepted"))
     assert [type(m) for m in driver.sent()] == [wire.Offer]
@@ -874,13 +874,15 @@ def test_wait_offers_again_later_with_jitter() -> None:
 
 
 def test_offers_stay_within_the_credit() -> None:
-    """Inline payloads count against the credit; four OFFERs are under way at most."""
+    """Inline payloads count against it; of those that need a GRANT four are under way at most."""
     outbox = tuple(an_entry(f"t{i}", 40 * KIB) for i in range(8))
     driver = Driver(outbox=outbox).open(credit=100 * KIB)
     assert [m.task for m in driver.sent() if isinstance(m, wire.Offer)] == [b"t0", b"t1"]
     driver.get(wire.Ack(task=b"t0", result="accepted"))
     assert [m.task for m in driver.sent() if isinstance(m, wire.Offer)] == [b"t2"]
     driver = Driver(outbox=outbox).open()
+    assert len([m for m in driver.sent() if isinstance(m, wire.Offer)]) == 8
+    driver = Driver(outbox=tuple(an_entry(f"t{i}", MIB) for i in range(8))).open()
     assert [m.task for m in driver.sent() if isinstance(m, wire.Offer)] == [b"t0", b"t1", b"t2", b"t3"]
 
 
@@ -943,6 +945,19 @@ def test_an_update_that_cannot_be_read_is_failed() -> None:
     driver.tell(OutboxFailed(b"small", "I/O error"))
     assert isinstance(driver.sent()[0], wire.Fail)
     assert driver.of(DeleteOutbox) == [DeleteOutbox(b"small")]
+
+
+def test_a_full_outbox_is_told_once_and_again_when_half_of_it_is_gone() -> None:
+    """Not at each ACK: a broker that is behind would hear as many BEATs as OFFERs."""
+    driver = Driver(slots=1).open()
+    for i in range(1, 17):
+        driver.run_through(f"t{i}", i)
+    assert [type(m) for m in driver.sent()] == [wire.Offer, wire.Beat]
+    told = []
+    for i in range(1, 17):
+        driver.get(wire.Ack(task=b"t%d" % i, result="accepted"))
+        told += [(i, m.free) for m in driver.sent() if isinstance(m, wire.Beat)]
+    assert told == [(8, 1)]
 
 
 def test_with_many_results_waiting_no_task_is_taken() -> None:
