@@ -191,7 +191,8 @@ class Body:
         self._transport.send(action.message, payload)
 
     def _log(self, level: int, text: str, fields: Mapping[str, Any]) -> None:
-        log.log(level, "%s", text, extra={"worker": self._name, **fields})
+        if log.isEnabledFor(level):
+            log.log(level, "%s", text, extra={"worker": self._name, **fields})
 
 
 class _Unreadable(Exception):

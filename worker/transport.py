@@ -32,6 +32,8 @@ from .pace import PIECE_MAX
 log = logging.getLogger("fedmq.worker")
 
 MESSAGES_PER_TURN: Final = 64
+ZERO_COPY: Final = 64 * 1024
+"""From this size on, a frame is sent from where it lies."""
 QUEUE: Final = 64
 """High-water mark, in messages, each way."""
 BYE_LINGER_MS: Final = 500
@@ -90,6 +92,10 @@ class Transport:
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._queue: deque[tuple[wire.Message, Payload | None]] = deque()
+        self._head: list[wire.Frame] | None = None
+        """The frames of the first in the queue, where the socket did not take them yet."""
+        self._waits_to_send = False
+        self._is_woken = False
         self._noise_until = 0.0
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -123,6 +129,7 @@ class Transport:
         for option, value in options.items():
             dealer.setsockopt(option, value)
         self._socket = dealer
+        self._waits_to_send = False
         if self._keys is not None:
             dealer.curve_serverkey = self._keys.server.encode()
             dealer.curve_publickey = self._keys.public.encode()
@@ -142,7 +149,7 @@ class Transport:
             message, _ = self._queue[-1]
             with contextlib.suppress(zmq.Again):
                 dealer.send_multipart(wire.encode(message), zmq.NOBLOCK)
-        self._queue.clear()
+        self._clear()
         self._poller.unregister(dealer)
         if self._monitor is not None:
             self._poller.unregister(self._monitor)
@@ -161,19 +168,22 @@ class Transport:
 
     def wake(self) -> None:
         """Let `wait` return now. For any thread."""
-        # Full means that it will wake anyway; closed, that there is nobody to wake.
-        with contextlib.suppress(BlockingIOError, OSError):
-            self._waker.send(b"\0")
+        if not self._is_woken:
+            self._is_woken = True
+            # Full means that it will wake anyway; closed, that there is nobody to wake.
+            with contextlib.suppress(BlockingIOError, OSError):
+                self._waker.send(b"\0")
 
     def send(self, message: wire.Message, payload: Payload | None = None) -> None:
         """Queue a message. A HELLO begins a session: what was queued for the one before goes."""
         if isinstance(message, wire.Hello):
-            self._queue.clear()
+            self._clear()
         self._queue.append((message, payload))
 
     def forget(self, task: bytes) -> None:
         """Drop what is queued of a task's update."""
         if any(payload is not None for _, payload in self._queue):
+            self._head = None
             self._queue = deque(
                 (message, payload)
                 for message, payload in self._queue
@@ -186,22 +196,43 @@ class Transport:
         if dealer is None:
             return
         while self._queue:
-            message, payload = self._queue[0]
-            if not dealer.poll(0, zmq.POLLOUT):
-                self._poller.modify(dealer, zmq.POLLIN | zmq.POLLOUT)
+            frames = self._head or self._encode_head()
+            try:
+                # Large ones go from where they lie: the bytes object lives until it is sent.
+                dealer.send_multipart(frames, zmq.NOBLOCK, copy=len(frames[-1]) < ZERO_COPY)
+            except zmq.Again:
+                self._head = frames
+                self._wait_to_send(dealer, True)
                 return
+            self._head = None
             self._queue.popleft()
-            data = None if payload is None else payload()
-            # Without copies above 64 KiB (pyzmq's threshold): the bytes object lives until it is sent.
-            dealer.send_multipart(wire.encode(message, data), zmq.NOBLOCK, copy=False)
-            self.sent_bytes += 0 if data is None else len(data)
-        self._poller.modify(dealer, zmq.POLLIN)
+            self.sent_bytes += len(frames[2]) if len(frames) == 3 else 0
+        self._wait_to_send(dealer, False)
+
+    def _encode_head(self) -> list[wire.Frame]:
+        message, payload = self._queue[0]
+        try:
+            return wire.encode(message, None if payload is None else payload())
+        except BaseException:
+            self._queue.popleft()
+            raise
+
+    def _wait_to_send(self, dealer: "zmq.Socket[bytes]", waits: bool) -> None:
+        if waits != self._waits_to_send:
+            self._waits_to_send = waits
+            self._poller.modify(dealer, zmq.POLLIN | zmq.POLLOUT if waits else zmq.POLLIN)
+
+    def _clear(self) -> None:
+        self._queue.clear()
+        self._head = None
 
     def wait(self, timeout_s: float | None) -> list[Event]:
         """What happened, after at most `timeout_s` (None: until something does)."""
         timeout_ms = None if timeout_s is None else max(0, round(timeout_s * 1000 + 0.5))
         ready = dict(self._poller.poll(timeout_ms))
         if self._alarm.fileno() in ready:
+            # First: whoever posts after this wakes again, whoever posted before is seen in this turn.
+            self._is_woken = False
             with contextlib.suppress(BlockingIOError):
                 self._alarm.recv(4096)
         events: list[Event] = []
@@ -214,11 +245,14 @@ class Transport:
     def _receive(self, dealer: "zmq.Socket[bytes]", events: list[Event]) -> None:
         for _ in range(MESSAGES_PER_TURN):
             try:
-                frames = dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames: list[wire.Frame] = [dealer.recv(zmq.NOBLOCK)]
             except zmq.Again:
                 return
+            while dealer.getsockopt(zmq.RCVMORE):
+                # A payload stays in the frame that it came in; small frames are cheaper to copy.
+                frames.append(dealer.recv() if len(frames) < 2 else dealer.recv(copy=False).buffer)
             try:
-                message, payload = wire.decode([frame.buffer for frame in frames], wire.TO_WORKER)
+                message, payload = wire.decode(frames, wire.TO_WORKER)
             except ProtocolError as error:
                 self._complain(error)
                 continue
