@@ -322,6 +322,9 @@ TO_WORKER: Table = {
 }
 
 
+_FIRST = {code: MAGIC + bytes((code,)) for code in (*TO_BROKER, *TO_WORKER)}
+
+
 def encode(message: Message, payload: Frame | None = None) -> list[Frame]:
     """Turn a message into frames for `send_multipart`.
 
@@ -354,10 +357,12 @@ def encode(message: Message, payload: Frame | None = None) -> list[Frame]:
     if "reason" in fields:
         fields["reason"] = clip(fields["reason"])
     try:
-        frames: list[Frame] = [MAGIC + bytes((message.code,)), msgpack.packb(fields, use_bin_type=True)]
+        frames: list[Frame] = [_FIRST[message.code], msgpack.packb(fields, use_bin_type=True)]
         if payload is not None:
             frames.append(payload)
-        decode(frames, {message.code: kind})
+        # Read again where anything may be inside; elsewhere the types of the fields say what is.
+        free = fields.get("config") or len(frames[1]) > HEADER_MAX
+        _check(kind, frames, _unpack(frames[1]) if free else fields)
     except (ProtocolError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{kind.__name__} cannot be sent: {error}") from error
     return frames
@@ -394,12 +399,19 @@ def decode(frames: Sequence[Frame], table: Table) -> tuple[Message, memoryview |
         raise ProtocolError(
             f"kind {first[3]} does not travel this way" if known else f"unknown kind {first[3]}"
         )
+    header = _unpack(frames[1])
+    return _check(kind, frames, header)
+
+
+def _check(
+    kind: type[Message], frames: Sequence[Frame], header: dict[str, Any]
+) -> tuple[Message, memoryview | None]:
+    """A message of an unpacked header, and its payload, or why they are none."""
     payload = memoryview(frames[2]) if len(frames) == 3 else None
     if payload is not None and kind.payload == "none":
         raise ProtocolError(f"{kind.__name__} carries no payload")
     if kind.payload == "required" and not payload:
         raise ProtocolError(f"{kind.__name__} needs a payload of at least one byte")
-    header = _unpack(frames[1])
     try:
         message = msgspec.convert(header, kind, builtin_types=(bytes,))
     except msgspec.ValidationError as error:

@@ -317,5 +317,8 @@ class Journal:
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, value, now))
 
 
+_encode_metrics = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 def _metrics(metrics: dict[str, float]) -> str:
-    return json.dumps(metrics, ensure_ascii=False, allow_nan=False)
+    return _encode_metrics(metrics) if metrics else "{}"
