@@ -198,7 +198,9 @@ class LocalFederation:
             time.sleep(WATCH_S)
         self.endpoint = endpoint
 
-    def start_workers(self, app: str, nodes: Sequence[Mapping[str, str]]) -> None:
+    def start_workers(
+        self, app: str, nodes: Sequence[Mapping[str, str]], *, slots: int = 2, log_level: str = "info"
+    ) -> None:
         """Start one worker for each of `nodes`, its ``--node`` settings: worker-1, worker-2, …
 
         Nobody gets a task before all are connected. Else the first could finish a short federation alone, and
@@ -216,6 +218,7 @@ class LocalFederation:
             name = f"worker-{len(self.workers) + 1}"
             settings = [part for key, value in node.items() for part in ("--node", f"{key}={value}")]
             arguments = ["worker", "--connect", self.endpoint, "--app", app, "--name", name, "--state", name]
+            arguments += ["--slots", str(slots), "--log-level", log_level]
             self.workers.append(self._spawn(name, [*arguments, *settings]))
         ends = time.monotonic() + START_S
         while not self._all_connected():

@@ -44,6 +44,18 @@ def bench() -> None:
     help="A version per round, or per buffer of as many updates as there are workers.",
 )
 @click.option(
+    "--buffer",
+    type=click.IntRange(1, 10**6),
+    help="Updates in a version, in async mode.  [default: as many as there are workers]",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Tasks that a worker has in hand at a time.",
+)
+@click.option(
     "--durability",
     type=click.Choice(["os", "fsync", "both"]),
     default="both",
@@ -62,6 +74,8 @@ def federation(
     workers: int,
     rounds: int | None,
     mode: str,
+    buffer: int | None,
+    slots: int,
     durability: str,
     folder: Path | None,
     json_file: Path | None,
@@ -75,7 +89,7 @@ def federation(
     Example:
       fedmq bench federation
       fedmq bench federation --n 100000000 --durability os
-      fedmq bench federation --workers 8 --mode async --json figures.json
+      fedmq bench federation --workers 8 --mode async --buffer 64 --slots 3
     """
     from ..processes import leave_on_signals
     from ..progress import view
@@ -88,6 +102,8 @@ def federation(
             rounds=rounds or bench_federation.default_rounds(n),
             mode=mode,
             durability=kind,
+            buffer=buffer or 0,
+            slots=slots,
         )
         for kind in (("os", "fsync") if durability == "both" else (durability,))
     ]

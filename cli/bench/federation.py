@@ -58,6 +58,9 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     mode: str
     durability: str
+    buffer: int = 0
+    """Of the asynchronous mode; 0 for as many updates as there are workers."""
+    slots: int = 2
 
     @property
     def warm_up(self) -> int:
@@ -68,7 +71,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         """The federation.toml."""
         mode: dict[str, Any] = {"kind": "sync", "min_available": self.workers, "deadline_s": 0.0}
         if self.mode == "async":
-            mode = {"kind": "async", "buffer": self.workers, "concurrency": self.workers}
+            buffer = self.buffer or self.workers
+            mode = {"kind": "async", "buffer": buffer, "concurrency": self.workers * self.slots}
         return {
             "federation": {"name": "bench"},
             "model": {"initial": APP, "max_bytes": 4 * self.n + (1 << 20)},
@@ -129,7 +133,7 @@ def measure(setting: Setting, folder: Path, view: View) -> Measured:
     with view.arm(setting.durability) as show, LocalFederation(folder, setting.tables()) as federation:
         show(Moment(note="starting a broker"))
         federation.start_broker()
-        federation.start_workers(APP, [{}] * setting.workers)
+        federation.start_workers(APP, [{}] * setting.workers, slots=setting.slots, log_level="warning")
         assert federation.broker is not None
         with _PeakMemory(federation.broker.pid) as memory:
             # Looked at rarely: each look is a message that the broker answers between two others.
