@@ -1,6 +1,7 @@
 """The outbox: finished results, on disk until the broker acknowledges them.
 
     outbox/<task id>.result    [ payload ] [ entry: msgpack ] [ length of the entry: 4 bytes ] [ "FQO1" ]
+    outbox/small               all those that may ride with their OFFER; see `small_results`
 
 The payload is the encoded update; the entry is what the OFFER says of it.
 
@@ -14,6 +15,7 @@ Rules that hold here:
 """
 
 import errno
+import itertools
 import logging
 import os
 import struct
@@ -28,11 +30,13 @@ from fedmq.fedcore import wire
 from fedmq.fedcore.errors import StateError
 
 from .entry import Entry
+from .small_results import SmallResults
 from .state import sync_folder, write_all
 
 log = logging.getLogger("fedmq.worker")
 
 RESULT: Final = ".result"
+SMALL: Final = "small"
 _END: Final = struct.Struct(">I4s")
 _MAGIC: Final = b"FQO1"
 
@@ -51,13 +55,18 @@ class Outbox:
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
         self._path = path
         self._fsync = fsync
-        # A small payload is offered at once: it need not be read again. Set and popped, never iterated.
-        self._fresh: dict[bytes, bytes] = {}
+        self._small = SmallResults(path / SMALL, fsync=fsync)
 
     def load(self) -> list[Entry]:
         """What is here at the start, the oldest first; what is not whole is removed."""
         found: list[tuple[int, Entry]] = []
+        small = self._path / SMALL
+        if small.exists():
+            written = small.stat().st_mtime_ns
+            found += ((written, entry) for entry in self._small.load())
         for file in sorted(self._path.iterdir()):
+            if file == small:
+                continue
             entry = self._read(file)
             if entry is None:
                 log.warning("removed a result that is not whole from the outbox", extra={"file": file.name})
@@ -94,9 +103,9 @@ class Outbox:
         StateError
             When they are not there any more.
         """
-        fresh = self._fresh.get(task)
-        if fresh is not None:
-            return fresh[offset : offset + length]
+        small = self._small.payload(task)
+        if small is not None:
+            return small[offset : offset + length]
         try:
             with self._file(task).open("rb", buffering=0) as file:
                 data = os.pread(file.fileno(), length, offset)
@@ -110,24 +119,40 @@ class Outbox:
 
     def delete(self, task: bytes) -> None:
         """Forget a result; an unknown one is no error."""
-        self._fresh.pop(task, None)
-        self._file(task).unlink(missing_ok=True)
+        if not self._small.delete(task):
+            self._file(task).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the descriptor back, at the end; results stay."""
+        self._small.close()
 
     def _write(self, entry: Entry, chunks: Iterable[bytes | memoryview]) -> Entry:
+        """Keep the chunks in memory as long as they may ride with their OFFER; write a file where they may not."""
+        chunks = iter(chunks)
+        kept: list[bytes] = []
+        size = 0
+        for chunk in chunks:
+            size += memoryview(chunk).nbytes
+            if size > wire.INLINE_MAX:
+                return self._write_file(entry, itertools.chain(kept, (chunk,), chunks))
+            kept.append(bytes(chunk))
+        payload = b"".join(kept)
+        if entry.has_payload:
+            entry = msgspec.structs.replace(entry, size=size, digest=xxhash.xxh3_128_digest(payload))
+        self._small.put(entry, payload)
+        return entry
+
+    def _write_file(self, entry: Entry, chunks: Iterable[bytes | memoryview]) -> Entry:
         state = xxhash.xxh3_128()
         size = 0
-        kept: list[bytes] = []
         fd = os.open(self._file(entry.task), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             for chunk in chunks:
                 view = memoryview(chunk)
                 state.update(view)
                 size += view.nbytes
-                if size <= wire.INLINE_MAX:
-                    kept.append(bytes(view))
                 write_all(fd, view)
-            if entry.has_payload:
-                entry = msgspec.structs.replace(entry, size=size, digest=state.digest())
+            entry = msgspec.structs.replace(entry, size=size, digest=state.digest())
             about = msgspec.msgpack.encode(entry)
             write_all(fd, about + _END.pack(len(about), _MAGIC))
             if self._fsync:
@@ -136,8 +161,6 @@ class Outbox:
             os.close(fd)
         if self._fsync:
             sync_folder(self._path)
-        if size <= wire.INLINE_MAX:
-            self._fresh[entry.task] = b"".join(kept)
         return entry
 
     def _read(self, file: Path) -> Entry | None:

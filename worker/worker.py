@@ -256,7 +256,7 @@ class Worker:
             body = Body(session, transport, outbox, models, name)
             body.runner = Runner(self._app, self._node, models, outbox, body.post)
             body.hooks = Hooks(self._on_event, self._may_train, body.post)
-            running = _Running(body, transport, folder)
+            running = _Running(body, transport, folder, outbox)
             if self._paused:
                 body.post(Pause())
             body.hooks.start()
@@ -285,12 +285,13 @@ class Worker:
 class _Running:
     """A worker between start and stop."""
 
-    def __init__(self, body: Body, transport: Transport, folder: StateFolder) -> None:
+    def __init__(self, body: Body, transport: Transport, folder: StateFolder, outbox: Outbox) -> None:
         self.body = body
         self.io = threading.Thread(target=body.run, name="fedmq-io", daemon=True)
         self.app: threading.Thread | None = None
         self._transport = transport
         self._folder = folder
+        self._outbox = outbox
         self._closing = threading.Lock()
         self._closed = False
 
@@ -305,6 +306,7 @@ class _Running:
             if not self._closed:
                 self.body.hooks.close(timeout if timeout is not None else 10.0)
                 self._transport.terminate()
+                self._outbox.close()
                 self._folder.close()
                 self._closed = True
         return True

@@ -12,8 +12,12 @@ import xxhash
 
 from fedmq.fedcore.errors import StateError
 from fedmq.worker import outbox as outbox_module
+from fedmq.worker import small_results
 from fedmq.worker.entry import Entry
 from fedmq.worker.outbox import Outbox
+
+LARGE = bytes(range(256)) * 257
+"""Beyond what may ride with an OFFER: such a result has a file of its own."""
 
 
 def an_entry(name: str = "t", kind: str = "fit") -> Entry:
@@ -43,11 +47,13 @@ def test_what_is_put_is_there_after_a_restart(tmp_path: Path, size: int, fsync: 
 
 
 def test_a_fresh_result_reads_as_a_restarted_one(tmp_path: Path) -> None:
-    """Small payloads are kept in memory for their first OFFER; the bytes are the same."""
+    """Small payloads are in memory; the bytes are the same."""
     outbox = Outbox(tmp_path)
     outbox.put(an_entry(), [b"abc", b"def"])
     assert outbox.read(b"t", 1, 3) == b"bcd"
-    assert Outbox(tmp_path).read(b"t", 1, 3) == b"bcd"
+    again = Outbox(tmp_path)
+    again.load()
+    assert again.read(b"t", 1, 3) == b"bcd"
 
 
 def test_an_evaluation_has_no_bytes(tmp_path: Path) -> None:
@@ -63,18 +69,22 @@ def test_the_oldest_comes_first(tmp_path: Path) -> None:
     """Results are offered in the order in which they were finished."""
     outbox = Outbox(tmp_path)
     for i, name in enumerate("cab"):
-        outbox.put(an_entry(name), [b"x"])
+        outbox.put(an_entry(name), [LARGE])
         os.utime(tmp_path / f"{name.encode().hex()}.result", ns=(i, i))
-    assert [entry.task for entry in Outbox(tmp_path).load()] == [b"c", b"a", b"b"]
+        outbox.put(an_entry(f"small {name}"), [b"x"])
+    os.utime(tmp_path / "small", ns=(1, 1))
+    smalls = [b"small c", b"small a", b"small b"]
+    assert [entry.task for entry in Outbox(tmp_path).load()] == [b"c", *smalls, b"a", b"b"]
 
 
 def test_delete_leaves_nothing(tmp_path: Path) -> None:
     """And deleting what is not there is no error."""
     outbox = Outbox(tmp_path)
-    outbox.put(an_entry(), [b"x"])
-    outbox.delete(b"t")
-    outbox.delete(b"t")
-    assert list(tmp_path.iterdir()) == []
+    for payload in (b"x", LARGE):
+        outbox.put(an_entry(), [payload])
+        outbox.delete(b"t")
+        outbox.delete(b"t")
+    assert [(file.name, file.stat().st_size) for file in tmp_path.iterdir()] == [("small", 0)]
 
 
 class Plug:
@@ -119,10 +129,10 @@ def test_a_kill_between_any_two_steps_leaves_all_or_nothing(
     folder = tmp_path / "outbox"
     folder.mkdir()
     outbox = Outbox(folder, fsync=True)
-    kept = outbox.put(an_entry("kept"), [b"k" * 10])
+    kept = outbox.put(an_entry("kept"), [LARGE])
     with monkeypatch.context() as patch:
         plug = Plug(folder, tmp_path / "copies", patch)
-        entry = outbox.put(an_entry("new"), [b"a" * 100, b"b" * 100])
+        entry = outbox.put(an_entry("new"), [b"a" * 100, LARGE])
         steps_of_put = plug.count
         outbox.delete(b"new")
         plug.copy()
@@ -133,7 +143,7 @@ def test_a_kill_between_any_two_steps_leaves_all_or_nothing(
         assert kept in found
         assert [e for e in found if e != kept] in ([], [entry])
         if entry in found:
-            assert restarted.read(b"new", 0, 200) == b"a" * 100 + b"b" * 100
+            assert restarted.read(b"new", 0, 200) == b"a" * 100 + LARGE[:100]
         assert len(list(state.iterdir())) == len(found)
         seen.append(entry in found)
     assert steps_of_put >= 7
@@ -142,12 +152,12 @@ def test_a_kill_between_any_two_steps_leaves_all_or_nothing(
     assert sum(before != after for before, after in pairwise(seen)) == 2
 
 
-@pytest.mark.parametrize("length", [0, 1, 500, 1000, 1007, -9, -8, -1])
+@pytest.mark.parametrize("length", [0, 1, 500, 65_537, 65_540, -9, -8, -1])
 def test_a_file_that_was_cut_short_is_cleared_away(tmp_path: Path, length: int) -> None:
     """After a power loss a file may end anywhere: such a result is dropped, the others stay."""
     outbox = Outbox(tmp_path)
-    outbox.put(an_entry("torn"), [b"x" * 1000])
-    whole = outbox.put(an_entry("whole"), [b"y" * 10])
+    outbox.put(an_entry("torn"), [LARGE])
+    whole = outbox.put(an_entry("whole"), [LARGE])
     file = tmp_path / f"{b'torn'.hex()}.result"
     file.write_bytes(file.read_bytes()[:length])
     assert Outbox(tmp_path).load() == [whole]
@@ -157,7 +167,7 @@ def test_a_file_that_was_cut_short_is_cleared_away(tmp_path: Path, length: int) 
 @pytest.mark.parametrize("bit", range(0, 8 * 8, 5))
 def test_a_damaged_end_is_no_result(tmp_path: Path, bit: int) -> None:
     """Whatever bit of it is wrong; and noise is none either."""
-    Outbox(tmp_path).put(an_entry(), [b"x" * 100])
+    Outbox(tmp_path).put(an_entry(), [LARGE])
     file = tmp_path / f"{b't'.hex()}.result"
     data = bytearray(file.read_bytes())
     data[-1 - bit // 8] ^= 1 << bit % 8
@@ -170,28 +180,38 @@ def test_a_damaged_end_is_no_result(tmp_path: Path, bit: int) -> None:
 def test_an_entry_under_another_name_is_not_ours(tmp_path: Path) -> None:
     """A renamed file would be deleted under the wrong name later."""
     outbox = Outbox(tmp_path)
-    outbox.put(an_entry("a"), [b"x"])
+    outbox.put(an_entry("a"), [LARGE])
     (tmp_path / f"{b'a'.hex()}.result").rename(tmp_path / f"{b'b'.hex()}.result")
     assert Outbox(tmp_path).load() == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("payload", [b"x", LARGE], ids=["small", "large"])
+def test_a_full_disk_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, payload: bytes
+) -> None:
     """`the disk is full`, by name of the folder; no half of the result stays."""
+    outbox = Outbox(tmp_path)
+    whole = outbox.put(an_entry("before"), [b"x"])
 
-    def full(fd: int, data: object) -> None:
+    def full(fd: int, data: bytes) -> None:
+        os.write(fd, bytes(data)[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(outbox_module, "write_all", full)
-    with pytest.raises(StateError, match="the disk is full"):
-        Outbox(tmp_path).put(an_entry(), [b"x"])
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        for module in (outbox_module, small_results):
+            patch.setattr(module, "write_all", full)
+        with pytest.raises(StateError, match="the disk is full"):
+            outbox.put(an_entry(), [payload])
+    after = outbox.put(an_entry("after"), [b"y"])
+    assert Outbox(tmp_path).load() == [whole, after]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_error_while_encoding_leaves_nothing(tmp_path: Path) -> None:
     """What raises in the middle of a payload goes on, and its file goes away."""
 
     def chunks() -> Iterator[bytes]:
-        yield b"x"
+        yield LARGE
         raise ValueError("not finite")
 
     with pytest.raises(ValueError, match="not finite"):
@@ -201,7 +221,7 @@ def test_an_error_while_encoding_leaves_nothing(tmp_path: Path) -> None:
 
 def test_bytes_that_are_gone_are_a_clear_error(tmp_path: Path) -> None:
     """For the mind, which has the task failed."""
-    Outbox(tmp_path).put(an_entry(), [b"x" * 10])
+    Outbox(tmp_path).put(an_entry(), [LARGE])
     outbox = Outbox(tmp_path)
     file = tmp_path / f"{b't'.hex()}.result"
     file.write_bytes(b"x")

@@ -82,7 +82,7 @@ class Bench:
         return self.events.get_nowait()
 
     def files(self) -> int:
-        return len(list(self.outbox._path.iterdir()))
+        return len(Outbox(self.outbox._path).load())
 
 
 @pytest.fixture
