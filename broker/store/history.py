@@ -138,6 +138,10 @@ class History:
             )
         )
 
+    def accepted(self) -> int:
+        """How many updates were ever accepted."""
+        return int(self._db.execute("SELECT count(*) FROM updates").fetchone()[0])
+
     def privacy_steps(self) -> int:
         """Releases of the privacy mechanism that all versions together have cost."""
         return int(self._db.execute("SELECT coalesce(sum(privacy_steps), 0) FROM versions").fetchone()[0])

@@ -23,6 +23,7 @@ def bench() -> None:
     \b
     Example:
       fedmq bench federation
+      fedmq bench load --workers 10000
     """
 
 
@@ -121,6 +122,111 @@ def federation(
         "runs": [_document(measured) for measured in found],
     }
     _write(document, found, json_file)
+
+
+@bench.command()
+@click.option("--workers", type=click.IntRange(1, 100_000), default=10_000, show_default=True)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="That the workers are spread over.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(1, 1e6),
+    default=1000,
+    show_default=True,
+    help="Updates a second that they try to deliver.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1),
+    default=30,
+    show_default=True,
+    help="How long the load lasts.",
+)
+@click.option(
+    "--idle",
+    type=click.FloatRange(1),
+    default=15,
+    show_default=True,
+    help="How long they only beat before it.",
+)
+@click.option(
+    "--n", type=click.IntRange(1, 10**6), default=1000, show_default=True, help="Floats in the model."
+)
+@click.option(
+    "--buffer", type=click.IntRange(1, 10**6), default=64, show_default=True, help="Updates in a version."
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["os", "fsync"]),
+    default="fsync",
+    show_default=True,
+    help="Whether what is accepted survives a power cut.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A folder on the disk to measure.  [default: that of temporary files]",
+)
+@json_option
+@log_options
+def load(
+    workers: int,
+    processes: int,
+    rate: float,
+    seconds: float,
+    idle: float,
+    n: int,
+    buffer: int,
+    durability: str,
+    folder: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Measure one broker that thousands of workers are connected to.
+
+    They all connect at once; they idle; they deliver small updates at a rate; then the broker is killed and started
+    again, and everybody comes back by itself. The workers are real minds over plain connections, many in a
+    process, and train by waiting.
+
+    \b
+    Example:
+      fedmq bench load
+      fedmq bench load --workers 2000 --seconds 600
+    """
+    import msgspec
+
+    from ..processes import leave_on_signals
+    from ..progress import Moment, view
+    from . import load as bench_load
+
+    chosen = bench_load.Load(
+        workers=workers,
+        processes=min(processes, workers),
+        rate=rate,
+        seconds=seconds,
+        idle_s=idle,
+        floats=n,
+        buffer=buffer,
+        durability=durability,
+    )
+    with (
+        leave_on_signals(),
+        tempfile.TemporaryDirectory(prefix="fedmq-bench-", dir=folder) as scratch,
+        view() as shown,
+        shown.arm("load") as show,
+    ):
+        found = bench_load.measure_load(chosen, Path(scratch) / "load", lambda note: show(Moment(note=note)))
+    document = {
+        **msgspec.structs.asdict(chosen),
+        "machine": platform.platform(),
+        **msgspec.structs.asdict(found),
+    }
+    if not write_json({**document, "lost": found.lost}, json_file):
+        click.echo("\n".join(bench_load.lines(chosen, found)))
 
 
 def _document(measured: "Measured") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`fedmq bench federation` as it is typed: real processes, and figures that can be true."""
+"""`fedmq bench` as it is typed: real processes, and figures that can be true."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from .federation import run
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -62,3 +64,16 @@ def test_a_small_run_for_people(tmp_path: Path) -> None:
     assert "RssAnon" in done.stdout
     assert "bar" not in done.stdout
     assert "os: version 6 of 6" in done.stderr
+
+
+def test_the_load_benchmark(tmp_path: Path) -> None:
+    """A small crowd through all phases: everybody comes back, and nothing that was acknowledged is lost."""
+    document = tmp_path / "load.json"
+    size = ("--workers", "40", "--processes", "2", "--rate", "100", "--seconds", "1", "--idle", "1")
+    ended = run("bench", "load", *size, "--json", document, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(document.read_text())
+    assert found["lost"] == 0
+    assert found["journalled"] >= found["acknowledged"] > 0
+    assert 0 < found["latency_ms_p50"] <= found["latency_ms_p99"]
+    assert "everybody back" in ended.stdout
