@@ -13,6 +13,7 @@ from ..status_view import size
 
 if TYPE_CHECKING:
     from .federation import Measured
+    from .flower import FlowerMeasured
 
 
 @click.group()
@@ -64,6 +65,11 @@ def bench() -> None:
     help="Whether what is accepted survives a power cut.",
 )
 @click.option(
+    "--flower/--no-flower",
+    default=None,
+    help="Whether to measure Flower's gRPC stream beside it.  [default: where it is installed]",
+)
+@click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="A folder on the disk to measure.  [default: that of temporary files]",
@@ -78,13 +84,15 @@ def federation(
     buffer: int | None,
     slots: int,
     durability: str,
+    flower: bool | None,
     folder: Path | None,
     json_file: Path | None,
 ) -> None:
     """Measure a federation whose training does nothing.
 
     A real broker process and real worker processes on loopback: what a round takes, how many updates and bytes
-    pass in a second, what memory the broker holds, and how long an fsync takes on the disk that it wrote to.
+    pass in a second, what memory the broker holds, and how long an fsync takes on the disk that it wrote to. Where
+    Flower is installed the same is done with its gRPC stream, in rounds.
 
     \b
     Example:
@@ -92,9 +100,12 @@ def federation(
       fedmq bench federation --n 100000000 --durability os
       fedmq bench federation --workers 8 --mode async --buffer 64 --slots 3
     """
+    import msgspec
+
     from ..processes import leave_on_signals
-    from ..progress import view
+    from ..progress import Moment, view
     from . import federation as bench_federation
+    from . import flower as bench_flower
 
     chosen = [
         bench_federation.Setting(
@@ -114,14 +125,22 @@ def federation(
         view() as shown,
     ):
         found = [bench_federation.measure(s, Path(scratch) / s.durability, shown) for s in chosen]
+        peer = None
+        if bench_flower.is_installed() if flower is None else flower:
+            with shown.arm("flower") as show:
+                show(Moment(note="the same in Flower"))
+                peer = bench_flower.measure_flower(
+                    n=n, workers=workers, rounds=chosen[0].rounds, folder=Path(scratch)
+                )
     document = {
         "n": n,
         "workers": workers,
         "mode": mode,
         "machine": platform.platform(),
         "runs": [_document(measured) for measured in found],
+        "flower": None if peer is None else msgspec.structs.asdict(peer),
     }
-    _write(document, found, json_file)
+    _write(document, found, peer, json_file)
 
 
 @bench.command()
@@ -236,7 +255,9 @@ def _document(measured: "Measured") -> dict[str, Any]:
     return {**values, "within_bar": measured.within_bar}
 
 
-def _write(document: dict[str, Any], found: "list[Measured]", json_file: Path | None) -> None:
+def _write(
+    document: dict[str, Any], found: "list[Measured]", peer: "FlowerMeasured | None", json_file: Path | None
+) -> None:
     if write_json(document, json_file):
         return
     crowd = f"{document['workers']} worker{'' if document['workers'] == 1 else 's'}"
@@ -244,6 +265,19 @@ def _write(document: dict[str, Any], found: "list[Measured]", json_file: Path | 
     for measured in found:
         click.echo()
         click.echo("\n".join(lines(measured)))
+    if peer is not None:
+        click.echo()
+        click.echo("\n".join(peer_lines(peer, found)))
+
+
+def peer_lines(peer: "FlowerMeasured", found: "list[Measured]") -> "list[str]":
+    """What Flower took, and how many times as many updates fedmq moved in the same run."""
+    ratios = (f"{m.updates_per_s / peer.updates_per_s:.1f} x with {m.durability}" for m in found)
+    return [
+        f"Flower {peer.version}, gRPC stream",
+        f"round       {peer.round_ms_median:.2f} ms median, of {peer.rounds}",
+        f"updates     {peer.updates_per_s:.1f}/s; fedmq moves {', '.join(ratios)}",
+    ]
 
 
 def lines(measured: "Measured") -> list[str]:

@@ -24,6 +24,7 @@ def test_the_federation_benchmark(tmp_path: Path, mode: str) -> None:
         "20",
         "--mode",
         mode,
+        "--flower" if mode == "sync" else "--no-flower",
     ]
     done = subprocess.run(
         [*command, "--json", "-"],
@@ -35,18 +36,22 @@ def test_the_federation_benchmark(tmp_path: Path, mode: str) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["n"], found["workers"], found["mode"]) == (1000, 2, mode)
-    assert [run["durability"] for run in found["runs"]] == ["os", "fsync"]
-    for run in found["runs"]:
-        assert run["rounds"] == 20
-        assert 0 < run["round_ms_median"] <= run["round_ms_p99"]
-        assert run["updates_per_s"] > 2
+    assert [one["durability"] for one in found["runs"]] == ["os", "fsync"]
+    for one in found["runs"]:
+        assert one["rounds"] == 20
+        assert 0 < one["round_ms_median"] <= one["round_ms_p99"]
+        assert one["updates_per_s"] > 2
         # 4,000 bytes of weights up from each worker in a version, and down to each.
-        assert run["bytes_up_per_s"] >= 4000 * run["updates_per_s"] / 2
-        assert run["bytes_down_per_s"] > 0
-        assert 5e6 < run["rss_anon_peak"] < 100e6
-        assert run["fsync_ms"] > 0
-        assert (run["bar_ms"] is not None) == (mode == "sync")
-        assert run["within_bar"] == (None if mode == "async" else run["round_ms_median"] <= run["bar_ms"])
+        assert one["bytes_up_per_s"] >= 4000 * one["updates_per_s"] / 2
+        assert one["bytes_down_per_s"] > 0
+        assert 5e6 < one["rss_anon_peak"] < 100e6
+        assert one["fsync_ms"] > 0
+        assert (one["bar_ms"] is not None) == (mode == "sync")
+        assert one["within_bar"] == (None if mode == "async" else one["round_ms_median"] <= one["bar_ms"])
+    assert (found["flower"] is None) == (mode == "async")
+    if found["flower"] is not None:
+        assert found["flower"]["rounds"] == 17
+        assert found["flower"]["updates_per_s"] > 2
     assert list(tmp_path.iterdir()) == []
 
 
