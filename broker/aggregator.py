@@ -33,6 +33,7 @@ from fedmq.fedcore.strategy.rules import Share, Weighting, denominator
 
 from .events import Folded
 from .rows import AcceptRow, VersionInfo
+from .store.refusals import patiently
 from .store.spool import Spool
 from .store.versions import VersionStore
 
@@ -155,14 +156,14 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
     """
     started = time.monotonic()
     version = job.base.version + 1
-    file = versions.file(job.base.version)
+    file = patiently(lambda: versions.file(job.base.version))
     layout = versions.layout(job.base.version)
     if (layout.digest, layout.n) != (job.base.layout, job.base.n):
         raise StateError(f"{versions.path(job.base.version)} does not have the layout that the journal says")
     optimizer = optimizers.make(job.optimizer)
     tau_max = max((row.tau for row in job.rows), default=0)
     base = layout.flat(file)
-    states = {slot: versions.state(job.base.version, slot, layout.n) for slot in optimizer.slots}
+    states = {slot: _state(versions, job.base.version, slot, layout.n) for slot in optimizer.slots}
     norm = kernels.Norm("f32")
     delta = np.empty(min(tile, layout.n), np.float32)
     with versions.writer(version, optimizer.slots) as writer:
@@ -199,6 +200,10 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
         sigma=job.release.sigma if job.release else 0.0,
         noise_key=job.release.key if job.release else None,
     )
+
+
+def _state(versions: VersionStore, version: int, slot: str, n: int) -> Flat:
+    return patiently(lambda: versions.state(version, slot, n))
 
 
 def _plan_private(

@@ -14,7 +14,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from fedmq.fedcore import wire
 from fedmq.fedcore.errors import StateError
@@ -34,11 +34,14 @@ from .events import (
     Note,
     OpenUpload,
     Peer,
+    Register,
     Reply,
+    Revoked,
     Seal,
     Send,
     SendBlock,
     SendTask,
+    Severed,
     Tell,
     Tick,
     Unreachable,
@@ -48,9 +51,11 @@ from .events import (
 from .inbox import Inbox
 from .notes import NoteLog
 from .rows import CounterRow, Row, VersionRow
+from .store.refusals import is_exhausted
 from .store.versions import VersionStore
-from .threads import Durable, Failed, Halt, Notice, Service, Spooling
+from .threads import Ask, Durable, Failed, Halt, Notice, Service, Spooling
 from .transport import Transport
+from .watchdog import Step, Watchdog
 
 FLUSH_S = 2.0
 """How long an exit waits for peers that do not take what was sent."""
@@ -86,8 +91,12 @@ class Body:
     versions : VersionStore
         Whose files blocks are served from.
     notes : NoteLog
+    watchdog : Watchdog
+        Says when memory calls for culprits, or for a rebind.
     figures : callable
         What the process adds to a status reply.
+    registrar : Service, optional
+        The thread that registers keys; with CURVE.
     """
 
     def __init__(
@@ -103,7 +112,9 @@ class Body:
         judge: Service[Evaluate],
         versions: VersionStore,
         notes: NoteLog,
+        watchdog: Watchdog,
         figures: Callable[[], dict[str, Any]],
+        registrar: Service[Register] | None = None,
     ) -> None:
         self._mind = mind
         self._transport = transport
@@ -115,10 +126,13 @@ class Body:
         self._judge = judge
         self._versions = versions
         self._notes = notes
+        self._watchdog = watchdog
         self._figures = figures
+        self._registrar = registrar
         self._promised: collections.deque[Commit] = collections.deque()
         self._rows: list[tuple[Row, ...]] = []
         self._status: set[int] = set()
+        self._turned_away = 0
         self._saved_up = 0
         self._saved_down = 0
         self._wake_at: float | None = None
@@ -152,9 +166,16 @@ class Body:
             self._transport.poll(self._timeout(deadline))
             self._turn()
 
+    @property
+    def promised(self) -> int:
+        """Commits that are not durable yet."""
+        return len(self._promised)
+
     def _turn(self) -> None:
         for notice in self._inbox.drain():
             self._take(notice)
+        for key in self._transport.revoked():
+            self._tell(Revoked(key))
         for event in self._transport.receive():
             self._tell(event)
         for command in self._control.receive():
@@ -165,9 +186,48 @@ class Body:
             self._wake_at = None
             self._tell(Tick())
         self._transport.retry()
+        self._guard()
+        self._say_who_was_turned_away()
         while lost := self._transport.lost():
             for peer in lost:
                 self._tell(Unreachable(peer))
+
+    def _guard(self) -> None:
+        """Keep the memory that peers can make libzmq take within its limit."""
+        now = time.monotonic()
+        step = self._watchdog.look(now)
+        in_use = {"anonymous_mb": self._watchdog.level >> 20, "limit_mb": self._watchdog.limit >> 20}
+        match step:
+            case Step.NOTHING:
+                return
+            case Step.CALM:
+                self._transport.trust()
+            case Step.SUSPECT:
+                if cuts := self._transport.cut_unfinished():
+                    self._watchdog.freed(now)
+                    text = "connections cut that sent and sent and finished no message"
+                    self._notes.write("warning", text, {"connections": cuts, **in_use})
+            case Step.REBIND:
+                self._notes.write("warning", "too much memory in use: socket closed and bound again", in_use)
+                self._transport.rebind()
+                self._tell(Severed())
+            case Step.USELESS:
+                text = "memory stays high after a rebind: it is not the socket's"
+                self._notes.write("error", text, in_use | {"next_try_s": self._watchdog.backoff_s})
+            case _:
+                assert_never(step)
+
+    def _say_who_was_turned_away(self) -> None:
+        """More connections than descriptors for them: a line a minute says so."""
+        if self._transport.turned_away == self._turned_away:
+            return
+        self._turned_away = self._transport.turned_away
+        fields = {
+            "worker": None,  # with a reason, it is said once a minute
+            "reason": f"{self._transport.most} connections are open, and no more may be",
+            "advice": "raise the limit on open files (ulimit -n)",
+        }
+        self._notes.write("warning", "connections turned away", fields)
 
     def _take(self, notice: Notice) -> None:
         match notice:
@@ -181,6 +241,8 @@ class Body:
                 raise error
             case Halt(reason):
                 self._halted = Exit(1, reason)
+            case Ask(answer):
+                answer()
             case _:
                 self._tell(notice)
 
@@ -188,7 +250,7 @@ class Body:
         self._carry_out(self._mind.handle(event, time.monotonic()))
 
     def _timeout(self, deadline: float) -> float | None:
-        at = min(deadline, math.inf if self._wake_at is None else self._wake_at)
+        at = min(deadline, self._watchdog.due_at, math.inf if self._wake_at is None else self._wake_at)
         return None if at == math.inf else max(at - time.monotonic(), 0.0)
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
@@ -213,6 +275,9 @@ class Body:
                 self._folder.put(action)
             case Evaluate():
                 self._judge.put(action)
+            case Register():
+                assert self._registrar is not None
+                self._registrar.put(action)
             case Wake(at):
                 self._wake_at = at
             case Drop(peer):
@@ -241,7 +306,7 @@ class Body:
                 action.peer,
                 wire.Error(
                     ref=wire.Fetch.code,
-                    why="gone",
+                    why="busy" if is_exhausted(error) else "gone",
                     reason=wire.clip(str(error)),
                     version=action.version,
                     offset=action.offset,

@@ -7,7 +7,9 @@
 crash could take back. Buffers advance when they freeze, which the same crash would repeat exactly.
 """
 
+import heapq
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from fedmq.fedcore import wire
@@ -18,6 +20,7 @@ from .events import Action, Commit, Discard, Note, Peer, Send
 from .rounds import AsyncPlan, Buffer, Round, SyncPlan
 from .rows import CounterRow, MetricsRow, Recovered, Row, VersionInfo
 from .sessions import Held, Worker, Workers
+from .tally import RELEASED, Tally, reason_label
 from .tasks import TaskIds
 from .uploads import Uploads
 
@@ -56,6 +59,8 @@ class Books:
         self.uploads = Uploads(config.network.credit_budget, self.credit)
         self.queue: dict[str, None] = {}
         """Workers to look at when tasks are handed out, those that wait longest first."""
+        self._benched: list[tuple[float, str]] = []
+        """Workers to look at when they have been left alone for long enough: a heap."""
 
         self.versions: dict[int, VersionInfo] = {info.version: info for info in recovered.versions}
         self.kept: set[int] = set(recovered.kept)
@@ -76,6 +81,9 @@ class Books:
         self.stay_until = now + STAY_S
         self.finished = recovered.finished
         self.started = now - recovered.started_s
+        self.version_at = now
+        """When the current version was made, or was found at the start."""
+        self.tally = Tally()
         self.counts: dict[str, int] = dict(recovered.counts)
         self._unsaved: dict[str, int] = {}
 
@@ -178,11 +186,29 @@ class Books:
     def look_at(self, worker: Worker) -> None:
         """Consider this worker when tasks are handed out next."""
         self.queue.setdefault(worker.id)
+        if self.evaluation is not None and worker.id in self.evaluation.todo:
+            self.evaluation.ready[worker.id] = None
+
+    def look_at_those(self, workers: Iterable[str]) -> None:
+        """Consider these, as far as they are here."""
+        for worker in map(self.workers.get, workers):
+            if worker is not None and worker.session is not None:
+                self.look_at(worker)
 
     def look_at_all(self) -> None:
         """Consider every worker that has a session."""
         for worker, _ in self.workers.sessions():
-            self.queue.setdefault(worker.id)
+            self.look_at(worker)
+
+    def bench(self, worker: Worker, now: float) -> None:
+        """Its app failed: leave it alone for a while."""
+        worker.bench(now)
+        heapq.heappush(self._benched, (worker.benched_until, worker.id))
+
+    def look_at_rested(self, now: float) -> None:
+        """Consider those that have been left alone for long enough."""
+        while self._benched and self._benched[0][0] <= now:
+            self.look_at_those((heapq.heappop(self._benched)[1],))
 
     def discard(self, task: bytes) -> None:
         """Forget an upload, and the bytes that have come of it."""
@@ -195,6 +221,7 @@ class Books:
         `failed`: it did its work and that was of no use, so that a private round will not ask it again.
         """
         self.workers.free(worker, held.task)
+        self.tally.add("tasks_released", held.kind, reason_label(reason, RELEASED))
         if held.kind == "evaluate":
             if self.evaluation is not None and self.evaluation.version == held.version:
                 self.evaluation.drop(worker.id)

@@ -19,11 +19,16 @@ BYE            nothing                                  the session ends, its ta
 ENROLL         ERROR forbidden                          ERROR forbidden
 =============  =======================================  =========================================
 
-Anything malformed is answered, counted, and changes nothing; three within a minute end the session.
+Over a connection that was made with an invite's key, ENROLL registers a key, and anything else is forbidden.
+Behind one return address there may be another key than before: it has no part in the session of the first.
+
+Anything malformed is answered, counted, and changes nothing; three within a minute end the session and its
+connection. So does a flood: more messages that move nothing than `patience` bears.
 """
 
 from fedmq.fedcore import wire
 from fedmq.fedcore.config import Config
+from fedmq.fedcore.keys import to_text
 
 from . import status
 from .books import Books
@@ -39,10 +44,14 @@ from .events import (
     Peer,
     Received,
     Refused,
+    Register,
+    Registered,
     Reply,
+    Revoked,
     RoundDurable,
     Sealed,
     SendBlock,
+    Severed,
     Tick,
     Unreachable,
     UploadOpened,
@@ -52,6 +61,7 @@ from .events import (
 )
 from .handout import Handout
 from .intake import Intake
+from .measures import Measured, measure
 from .operators import Operators
 from .peers import Peers
 from .progress import Progress
@@ -131,6 +141,12 @@ class Coordinator:
                 self._peers.violation(event.peer, event.ref, event.reason, now, task=event.task)
             case Unreachable():
                 self._peers.unreachable(event.peer, now)
+            case Revoked():
+                self._peers.revoked(event.user, now)
+            case Registered():
+                self._registered(event)
+            case Severed():
+                self._peers.severed(now)
             case Tick():
                 self._tick(now)
             case UploadOpened():
@@ -163,6 +179,10 @@ class Coordinator:
         """What `fedmq status` shows."""
         return status.report(self._books, now)
 
+    def measure(self, now: float) -> Measured:
+        """What `/metrics` and `/readyz` show."""
+        return measure(self._books, now)
+
     def _settle(self, now: float) -> list[Action]:
         self._progress.advance(now)
         self._handout.serve(now)
@@ -171,18 +191,21 @@ class Coordinator:
 
     def _received(self, event: Received, now: float) -> None:
         books, message = self._books, event.message
+        if event.invited or isinstance(message, wire.Enroll):
+            self._enrol(event)
+            return
         if isinstance(message, wire.Hello):
             self._peers.hello(event.peer, event.user or message.name, message, now)
             return
         worker = books.workers.at(event.peer)
-        if isinstance(message, wire.Enroll):
-            self._peers.error(event.peer, message.code, "forbidden", "enrolment is not open")
+        if worker is None or event.user not in (None, worker.id):
+            self._peers.stranger(event.peer, message)
             return
-        if worker is None:
-            if not isinstance(message, wire.Bye):
-                self._peers.error(event.peer, message.code, "need_hello", "say HELLO first")
-            return
+        if worker.session is not None and worker.session.suspect:
+            books.look_at(worker)
         books.workers.heard(worker, now)
+        if not self._peers.bears(worker, message, event.payload, now):
+            return
         match message:
             case wire.Beat():
                 self._peers.beat(worker, message, now)
@@ -202,6 +225,28 @@ class Coordinator:
             case _:
                 self._peers.violation(event.peer, message.code, "not a worker's message", now)
 
+    def _enrol(self, event: Received) -> None:
+        books, message = self._books, event.message
+        if not isinstance(message, wire.Enroll):
+            reason = "an invite's key may do nothing but ENROLL"
+        elif event.user is None:
+            reason = "this broker has no keys"
+        elif not event.invited:
+            reason = "this connection's key is registered already"
+        else:
+            books.emit(Register(event.peer, event.user, message.key))
+            return
+        self._peers.forbidden(event.peer, message, reason)
+
+    def _registered(self, event: Registered) -> None:
+        books, key = self._books, to_text(event.key)
+        if event.refusal:
+            books.note("warning", "enrolment refused", key=key, reason=event.refusal)
+            self._peers.error(event.peer, wire.Enroll.code, "forbidden", event.refusal)
+        else:
+            books.note("info", "key enrolled", key=key)
+            books.send(event.peer, wire.Enrolled(key=event.key))
+
     def _fetch(self, worker: Worker, peer: Peer, fetch: wire.Fetch, now: float) -> None:
         books = self._books
         info = books.versions.get(fetch.version)
@@ -219,6 +264,7 @@ class Coordinator:
 
     def _tick(self, now: float) -> None:
         self._peers.silence(now)
+        self._peers.call_back(now)
         self._intake.stalled(now)
-        self._books.look_at_all()
+        self._books.look_at_rested(now)
         self._books.emit(Wake(now + self._tick_s))

@@ -20,27 +20,38 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import fedmq
 from fedmq.fedcore import config as configs
 from fedmq.fedcore import kernels
 from fedmq.fedcore.errors import ConfigError, StateError
+from fedmq.fedcore.keys import Pair
 
+from . import vitals
+from .admission import Admission
+from .auth import load_pair
 from .body import Body
 from .books import UPLOAD_BLOCKS
 from .control import ControlServer
 from .coordinator import Coordinator
+from .enrolment import Registrar
 from .evaluator import AppProcess, Judge
 from .events import Drain, Exit, Fold
 from .inbox import Inbox
+from .keyring import KeyRing
 from .notes import NoteLog
 from .opening import Storage, open_storage
 from .snapshot import snapshot
+from .store import backup
 from .store.state import StateFolder
 from .tasks import TaskIds
 from .threads import Commits, Folder, Halt, Job, Notice, Service, Spooler, Work
 from .transport import Transport, Wires
+from .watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from .http import HttpServer
 
 log = logging.getLogger("fedmq.broker")
 
@@ -180,8 +191,10 @@ class Broker:
         inbox = self._inbox = Inbox()
         stack.callback(inbox.close)
         state = stack.enter_context(StateFolder.open(config.federation.state))
-        transport = Transport(_wires(config))
+        ring, curve = _curve(config)
+        transport = Transport(_wires(config), curve)
         stack.callback(self._close_transport, transport)
+        http = _http(config, stack)
         app = AppProcess(config.evaluate.app)
         stack.callback(app.close)
         if config.evaluate.app:
@@ -194,6 +207,7 @@ class Broker:
         folder = self._folder(stack, inbox, storage, state)
         judge = _service(stack, inbox, "evaluation", Judge(config, storage.versions, app))
         stack.callback(app.kill)
+        registrar = None if ring is None else _service(stack, inbox, "keys", Registrar(ring))
         server = ControlServer(state.control, transport)
         stack.callback(server.close)
         mind = Coordinator(
@@ -206,7 +220,7 @@ class Broker:
         state.announce(transport.endpoint)
         self._endpoint = transport.endpoint
         _log_start(config, state, storage, transport.endpoint)
-        return Body(
+        body = Body(
             mind,
             transport=transport,
             control=server,
@@ -217,8 +231,25 @@ class Broker:
             judge=judge,
             versions=storage.versions,
             notes=NoteLog(log),
-            figures=lambda: _figures(config, storage, transport, commits, started),
+            watchdog=Watchdog(config.network.memory_limit),
+            figures=lambda: {
+                **_figures(config, storage, transport, commits, started),
+                "http": "" if http is None else http.url,
+                "broker_key": "" if curve is None else curve[0].public,
+                "keys_refused": transport.refused,
+            },
+            registrar=registrar,
         )
+        if http is not None:
+            from .observation import pages
+
+            threads = {"store": store, "spool": spooler, "aggregation": folder, "evaluation": judge}
+            http.start(pages(mind, body, config, state.path, inbox, transport, commits, threads))
+            # Again, now as the first of all to be closed.
+            stack.callback(http.close)
+            log.info("http served", extra={"url": http.url})
+        state.keep()
+        return body
 
     def _folder(
         self, stack: contextlib.ExitStack, inbox: Inbox[Notice], storage: Storage, state: StateFolder
@@ -256,13 +287,15 @@ class Broker:
             log.info("broker stopped", extra={"reason": self._exit.reason})
 
 
-def run(config_path: str | Path) -> int:
+def run(config_path: str | Path, *, insecure: bool = False) -> int:
     """Run a broker until it has finished or a signal stops it.
 
     Parameters
     ----------
     config_path : path
         The federation.toml.
+    insecure : bool
+        As `security.insecure`, which need not stand in the file then.
 
     Returns
     -------
@@ -278,7 +311,7 @@ def run(config_path: str | Path) -> int:
     _raise_descriptor_limit()
     # A thread that computes gives way to the I/O thread after this long; Python's default is 5 ms.
     sys.setswitchinterval(SWITCH_S)
-    broker = Broker(config_path).start()
+    broker = Broker(configs.load(config_path, insecure=insecure)).start()
     signals = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -305,13 +338,43 @@ def _service(stack: contextlib.ExitStack, inbox: Inbox[Notice], name: str, work:
     return service
 
 
-def _wires(config: configs.Config) -> Wires:
-    if config.security.keys:
-        # Better no broker than one that only looks encrypted.
+def _http(config: configs.Config, stack: contextlib.ExitStack) -> "HttpServer | None":
+    """Take the HTTP port, where one is configured; nobody is answered yet."""
+    if not config.network.http:
+        return None
+    try:
+        from .http import HttpServer
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("fedmq"):
+            raise
         raise ConfigError(
-            f'security.keys is "{config.security.keys}", but this version has no CURVE yet: leave it '
-            "empty, and let workers reach the broker through a tunnel"
-        )
+            f'network.http is "{config.network.http}", and needs the library {error.name}: '
+            'pip install "fedmq[broker]", or leave the key empty'
+        ) from error
+    server = HttpServer(config.network.http)
+    stack.callback(server.close)
+    return server
+
+
+def _curve(config: configs.Config) -> tuple[KeyRing | None, tuple[Pair, Admission] | None]:
+    """The broker's keys and who may connect, where there are keys."""
+    if not config.security.keys:
+        if not config.federation.loopback:
+            bind = {"bind": config.federation.bind}
+            log.warning("no keys: whoever reaches this address can join, and read", extra=bind)
+        return None, None
+    ring = KeyRing.of(config.security)
+    try:
+        pair, admission = load_pair(ring), Admission(ring)
+    except ConfigError as error:
+        raise ConfigError(f"security.keys: {error}") from None
+    log.info("keys loaded", extra={"key": pair.public, "allowed": admission.count})
+    if not admission.count:
+        log.warning("nobody is on the allowlist yet", extra={"allowlist": str(ring.allowlist)})
+    return ring, (pair, admission)
+
+
+def _wires(config: configs.Config) -> Wires:
     network = config.network
     credit = min(UPLOAD_BLOCKS * network.block, network.credit_budget)
     return Wires(bind=config.federation.bind, block=network.block, high_water=credit // network.block + 8)
@@ -337,6 +400,16 @@ def _log_start(config: configs.Config, state: StateFolder, storage: Storage, end
     )
     if storage.changes:
         log.info("config changed", extra={"keys": "; ".join(map(str, storage.changes))})
+    restored = backup.announce(state.path)
+    if restored is not None:
+        log.warning(
+            "state folder is a backup: what was accepted and spent after it was taken is forgotten",
+            extra={
+                "taken_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(restored.taken_at)),
+                "version": "none" if restored.version is None else restored.version,
+                "privacy_steps": "none" if restored.privacy_steps is None else restored.privacy_steps,
+            },
+        )
 
 
 def _figures(
@@ -349,23 +422,17 @@ def _figures(
         "pid": os.getpid(),
         "bytes_up": counts.get("bytes_up", 0) + transport.bytes_up,
         "bytes_down": counts.get("bytes_down", 0) + transport.bytes_down,
+        "connections": transport.connections,
+        "connections_max": transport.most,
+        "turned_away": transport.turned_away,
+        "cuts": transport.cuts,
+        "rebinds": transport.rebinds,
         "kernels": kernels.backend,
         "uptime_s": time.monotonic() - started,
         "durability": config.storage.durability,
         "commit_ms": commits.latency_ms(),
-        **_memory(),
+        **vitals.memory(),
     }
-
-
-def _memory() -> dict[str, int]:
-    """Resident bytes of this process; `rss_anon` leaves out mapped files, which the system can take back."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:  # not Linux: the peak is what there is
-        return {"rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    names = {"rss_bytes": "VmRSS", "rss_anon_bytes": "RssAnon"}
-    return {name: int(fields[key].split()[0]) * 1024 for name, key in names.items() if key in fields}
 
 
 def _raise_descriptor_limit() -> None:

@@ -23,28 +23,33 @@ class Evaluation:
         When it ends without the rest.
     """
 
-    __slots__ = ("asked", "deadline_at", "rows", "todo", "version")
+    __slots__ = ("_waiting", "asked", "deadline_at", "ready", "rows", "todo", "version")
 
     def __init__(self, version: int, workers: list[str], deadline_at: float) -> None:
         self.version = version
         self.todo = dict.fromkeys(workers)
-        self.asked = frozenset(workers)
+        self.ready: dict[str, None] = {}
+        """Of those, whom something has happened to: they may take their task now."""
+        self.asked = set(workers)
+        self._waiting = set(workers)
         self.deadline_at = deadline_at
         self.rows: dict[str, EvaluationRow] = {}
 
     def add(self, row: EvaluationRow) -> None:
         """A worker answered."""
         self.rows[row.worker] = row
+        self._waiting.discard(row.worker)
         self.todo.pop(row.worker, None)
 
     def drop(self, worker: str) -> None:
         """A worker will not answer."""
-        self.asked -= {worker}
+        self.asked.discard(worker)
+        self._waiting.discard(worker)
         self.todo.pop(worker, None)
 
     def done(self, now: float) -> bool:
         """Whether nobody is left to wait for, or time is up."""
-        return now >= self.deadline_at or all(w in self.rows for w in self.asked)
+        return now >= self.deadline_at or not self._waiting
 
 
 def combine(version: int, rows: list[EvaluationRow]) -> MetricsRow | None:

@@ -6,8 +6,8 @@ The body promises:
   before it, are durable; a commit without rows waits for the ones before it all the same.
 - Each `OpenUpload` is answered by `UploadOpened`, each `WritePart` by `PartWritten`, each `Seal` by
   `Sealed`, each `Fold` by `Folded`, each `Adopt` by `Adopted` or `Refused`, each `Evaluate` by
-  `Evaluated`. An I/O error that makes a promise impossible ends the daemon with a clear line; what is
-  on disk stays consistent.
+  `Evaluated`, each `Register` by `Registered`. An I/O error that makes a promise impossible ends the daemon
+  with a clear line; what is on disk stays consistent.
 - `Send` never blocks; messages to one peer keep their order.
 """
 
@@ -34,6 +34,8 @@ class Received(Event, frozen=True):
     message: wire.Message
     payload: memoryview | None = None
     user: str | None = None
+    invited: bool = False
+    """Whether that key is an invite's, which may do nothing but ENROLL."""
 
 
 class Violation(Event, frozen=True):
@@ -51,6 +53,24 @@ class Unreachable(Event, frozen=True):
     """The socket has no route to this peer any more (EHOSTUNREACH)."""
 
     peer: Peer
+
+
+class Revoked(Event, frozen=True):
+    """A key may not connect any more. What it sent before was told before; nothing of it follows."""
+
+    user: str
+
+
+class Registered(Event, frozen=True):
+    """What became of a `Register`; `refusal` is empty when the key is on the allowlist, durably."""
+
+    peer: Peer
+    key: bytes
+    refusal: str = ""
+
+
+class Severed(Event, frozen=True):
+    """The broker has closed its socket and bound it again: every connection is gone, and no session is over."""
 
 
 class Tick(Event, frozen=True):
@@ -234,6 +254,14 @@ class Evaluate(Action, frozen=True):
     """Run the broker-side evaluation on a version, in a child process."""
 
     version: int
+
+
+class Register(Action, frozen=True):
+    """Let an invite put a worker's key on the allowlist, once."""
+
+    peer: Peer
+    invite: str
+    key: bytes
 
 
 class Collect(Action, frozen=True):

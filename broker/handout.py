@@ -41,19 +41,29 @@ class Handout:
                 books.look_at(worker)
 
     def _saturated(self) -> bool:
-        plan = self._books.plan
-        return isinstance(plan, AsyncPlan) and self._books.workers.busy >= plan.mode.concurrency
+        """Whether nobody could be given a task, whoever it is: the queue stays as it is."""
+        books, plan, current = self._books, self._books.plan, self._books.current
+        if current is None:
+            holders = books.workers.holders()
+            return books.adopting is not None or any(worker.holding("init") for worker in holders)
+        if books.complete:
+            return True
+        if isinstance(plan, AsyncPlan):
+            # Where too many buffers wait to be folded, an update could only be stale.
+            late = books.buffer.number - current.version > books.max_staleness
+            return late or books.workers.busy >= plan.mode.concurrency
+        return plan.round is None or not plan.round.durable
 
     def _evaluations(self, now: float) -> None:
         """Evaluate tasks come first, and do not count as busy: they are short, and a version waits for them."""
         books = self._books
         evaluation = books.evaluation
-        if evaluation is None or not evaluation.todo or not books.queue:
+        if evaluation is None or not evaluation.ready:
             return
-        few, many = sorted((books.queue, evaluation.todo), key=len)
-        for worker_id in [w for w in few if w in many]:
+        ready, evaluation.ready = evaluation.ready, {}
+        for worker_id in ready:
             worker = books.workers.get(worker_id)
-            if worker is not None and worker.can("evaluate", now):
+            if worker is not None and worker_id in evaluation.todo and worker.can("evaluate", now):
                 evaluation.todo.pop(worker_id)
                 left = evaluation.deadline_at - now
                 self._hand(worker, "evaluate", books.versions[evaluation.version], now, left)
@@ -64,16 +74,16 @@ class Handout:
         current, plan = books.current, books.plan
         if current is None:
             return self._init(worker, now)
-        if books.complete or not worker.can("fit", now):
+        if not worker.can("fit", now):
             return False
         if isinstance(plan, AsyncPlan):
-            if books.buffer.number - current.version > books.max_staleness:
-                return False  # too many buffers wait to be folded: its update could only be stale
+            if worker.full(plan.mode.tasks_per_worker):
+                return False
             if plan.mode.one_per_worker and (worker.id in books.buffer.workers or worker.holding("fit")):
                 return False
             self._hand(worker, "fit", current, now, 0.0, worker.nth(current.version))
             return True
-        if plan.round is None or not plan.round.durable or worker.holding("fit", current.version):
+        if plan.round is None or worker.holding("fit", current.version):
             return False
         if not plan.wants(worker.id, books.buffer):
             return False
@@ -84,8 +94,6 @@ class Handout:
     def _init(self, worker: Worker, now: float) -> bool:
         books = self._books
         if books.config.model.source != "first-worker" or not worker.can("init", now):
-            return False
-        if books.adopting is not None or any(w.holding("init") for w in books.workers):
             return False
         self._hand(worker, "init", _NO_MODEL, now, 0.0)
         return True
@@ -98,6 +106,7 @@ class Handout:
         assert session is not None
         task = books.ids.make(kind, worker.id, info.version, info.digest)
         held = books.workers.hold(worker, task, kind, info.version, now)
+        books.tally.add("tasks_sent", kind)
         wanted = books.config.aggregate.encoding
         message = wire.Task(
             task=task,

@@ -33,6 +33,11 @@ class Inbox(Generic[T]):
                 self._signalled = True
                 os.write(self._writer, b"\0")
 
+    @property
+    def waiting(self) -> int:
+        """How many items wait. For any thread."""
+        return len(self._items)
+
     def drain(self) -> list[T]:
         """Take all items, in order."""
         with self._lock:

@@ -37,10 +37,10 @@ from .events import (
 from .rounds import AsyncPlan
 from .rows import AcceptRow, EvaluationRow, VersionRow
 from .sessions import Worker
+from .tally import ANSWERED, reason_label
 from .tasks import TaskIds
 from .uploads import Stage, Upload
 
-EXAMPLES_MAX = 10**9
 WAIT_S = 1.0
 FROZEN_MAX = 4
 """So many buffers may wait to be folded; beyond, updates wait at the workers."""
@@ -77,8 +77,10 @@ class Intake:
             self._answer(worker, offer.task, "duplicate", "", now)
         elif offer.kind == "evaluate":
             self._evaluated(worker, offer, now)
-        elif self._has_no_place(worker, offer) or (offer.kind == "fit" and len(books.frozen) >= FROZEN_MAX):
-            books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
+        elif self._has_no_place(worker, offer):
+            self._wait(worker, offer.task, "place", now)
+        elif offer.kind == "fit" and len(books.frozen) >= FROZEN_MAX:
+            self._wait(worker, offer.task, "frozen", now)
         elif payload is None:
             self._begin(worker, offer, now)
         else:
@@ -102,6 +104,7 @@ class Intake:
         upload = uploads.opened(event.task, event.length, now)
         if upload is None:
             return
+        self._books.tally.add("uploads", "resumed" if event.length else "new")
         worker = self._books.workers.get(upload.worker)
         if worker is None or worker.session is None or worker.session.peer != upload.peer:
             uploads.hold(upload)  # it left, or began another session, while the file was opened
@@ -135,7 +138,7 @@ class Intake:
             verdict = "rejected", "digest: the bytes are not what was offered"
         elif verdict is None and self._has_no_place(worker, offer):
             books.uploads.put_off(upload)
-            books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
+            self._wait(worker, offer.task, "place", now)
             self._share(now)
             return
         self._end(upload, now, keep=True)
@@ -173,7 +176,10 @@ class Intake:
         for upload in books.uploads.stalled(now):
             worker = books.workers.get(upload.worker)
             if worker is not None:
-                books.tell(worker, wire.Wait(task=upload.offer.task, retry_s=WAIT_S), now)
+                self._wait(worker, upload.offer.task, "stalled", now)
+        for upload in books.uploads.slow(now):
+            if books.uploads.extend(upload, however_little=True):
+                self._grant(upload, now)
         self._share(now)
 
     def _judge(self, worker: Worker, offer: Offer) -> tuple[Result, str] | None:
@@ -197,8 +203,9 @@ class Intake:
             return "stale", "base: that version is too old"
         if not books.ids.check(offer.task, worker.id, info.digest):
             return "rejected", "task: not this worker's, or against another model"
-        if offer.examples < 1 or offer.examples > EXAMPLES_MAX:
-            return "rejected", f"examples: 1 to {EXAMPLES_MAX}"
+        most = books.config.aggregate.max_examples
+        if offer.examples < 1 or offer.examples > most:
+            return "rejected", f"examples: 1 to {most}, says aggregate.max_examples"
         return (
             None if offer.kind == "evaluate" or offer.task in books.known else self._judge_fit(worker, offer)
         )
@@ -248,8 +255,11 @@ class Intake:
         elif upload is not None:  # other bytes than it offered before: it trained again
             books.discard(offer.task)
             upload = None
-        if not books.uploads.room() or not (upload or self._fits_on_disk(offer.size)):
-            books.tell(worker, wire.Wait(task=offer.task, retry_s=WAIT_S), now)
+        if not books.uploads.room():
+            self._wait(worker, offer.task, "credit", now)
+            return
+        if not (upload or self._fits_on_disk(offer.size)):
+            self._wait(worker, offer.task, "disk", now)
             return
         books.uploads.start(worker.id, worker.session.peer, offer, now)
         books.emit(OpenUpload(offer.task, offer.size, offer.encoding or "f32"))
@@ -264,7 +274,9 @@ class Intake:
         budget = books.config.storage.disk_budget
         if not budget:
             return True
-        if not books.frozen and books.uploads.under_way() < books.plan.needed(books.buffer):
+        # Before there is a model, what is needed is one.
+        needed = books.plan.needed(books.buffer) if books.current is not None else 1
+        if not books.frozen and books.uploads.under_way() < needed:
             return True
         buffers = (*books.frozen, books.buffer)
         spooled = sum(row.size for buffer in buffers for row in buffer.rows if row.inline is None)
@@ -284,6 +296,7 @@ class Intake:
     def _grant(self, upload: Upload, now: float) -> None:
         worker = self._books.workers.get(upload.worker)
         if worker is not None:
+            upload.granted = now
             message = wire.Grant(task=upload.offer.task, offset=upload.queued, limit=upload.limit)
             self._books.tell(worker, message, now)
 
@@ -346,8 +359,13 @@ class Intake:
         # The mind has no use for the payload: the fold reads it from the journal.
         books.buffer.add(row if inline is None else msgspec.structs.replace(row, inline=b""))
         books.workers.free(worker, offer.task)
+        books.look_at(worker)
         worker.accepted += 1
         worker.failures = 0
+        worker.patience.earn()
+        books.tally.staleness.add(tau)
+        if not private:
+            books.tally.norms.add(norm)
         books.count("accepted")
         books.commit(row, then=self._ack(worker, offer.task, "accepted", "", now))
         return None
@@ -373,15 +391,23 @@ class Intake:
 
     def _holder(self, task: bytes) -> Worker | None:
         """The worker that has this task."""
-        return next((worker for worker in self._books.workers if task in worker.held), None)
+        return next((worker for worker in self._books.workers.holders() if task in worker.held), None)
 
     def _ack(
         self, worker: Worker | None, task: bytes, result: Result, reason: str, now: float
     ) -> tuple[Action, ...]:
+        claim = TaskIds.read(task)
+        label = reason_label(reason, ANSWERED) if reason else ""
+        self._books.tally.add("updates", "unknown" if claim is None else claim.kind, result, label)
         if worker is None or worker.session is None:
             return ()
         worker.session.sent = now
         return (Send(worker.session.peer, wire.Ack(task=task, result=result, reason=wire.clip(reason))),)
+
+    def _wait(self, worker: Worker, task: bytes, reason: str, now: float) -> None:
+        """Put an offer off, to come again."""
+        self._books.tally.add("waits_sent", reason)
+        self._books.tell(worker, wire.Wait(task=task, retry_s=WAIT_S), now)
 
     def _answer(self, worker: Worker, task: bytes, result: Result, reason: str, now: float) -> None:
         """ACK after everything that was committed before: what it says rests on that."""
@@ -392,7 +418,7 @@ class Intake:
         held = worker.held.get(task)
         if result == "rejected" and held is not None:
             # What it made was of no use, and would be again: not at once.
-            worker.bench(now)
+            books.bench(worker, now)
             books.release(worker, held, f"rejected: {reason}", failed=True)
         else:
             books.workers.free(worker, task)

@@ -54,9 +54,15 @@ class Operators:
     def _evict(self, event: Control, now: float) -> None:
         books = self._books
         name = event.args.get("worker")
-        worker = next((w for w in books.workers if name in (w.id, w.name)), None)
+        called = [w for w in books.workers if name == w.id] or [w for w in books.workers if name == w.name]
+        worker = called[0] if called else None
         if not isinstance(name, str) or not name:
             books.emit(Reply(event.token, {"ok": False, "error": "which worker? give its name"}))
+            return
+        if len(called) > 1:
+            keys = " ".join(w.id for w in called)
+            error = f"{len(called)} workers call themselves {name!r}; give the key of one: {keys}"
+            books.emit(Reply(event.token, {"ok": False, "error": error}))
             return
         worker_id = name if worker is None else worker.id
         evicted = event.command == "evict"

@@ -95,6 +95,7 @@ class Progress:
         if spooled and not books.config.storage.keep_payloads:
             then = (Discard(spooled), *then)
         books.commit(row, *books.counter_rows(), then=then)
+        books.tally.folds.add(event.seconds)
         books.made = event.info.version
         if books.privacy_left is not None:
             books.privacy_left -= 1
@@ -103,21 +104,22 @@ class Progress:
         """A version exists for good."""
         books = self._books
         books.versions[info.version] = books.current = info
+        books.version_at = now
         books.kept.add(info.version)
         if info.version == 0:
             books.buffer = Buffer(0)
             books.made = 0
             # A BEAT that listed the model as not yet acknowledged may have put it back on the books.
-            for worker in books.workers:
+            for worker in books.workers.holders():
                 for held in [h for h in worker.held.values() if h.kind == "init"]:
                     books.workers.free(worker, held.task)
+            books.look_at_all()
         else:
             books.folding = False
             books.frozen.popleft()
         self._forget()
         self._begin_evaluation(now)
         self._collect()
-        books.look_at_all()
 
     def round_durable(self, buffer: int) -> None:
         """A round's row is on disk: its tasks may go out."""
@@ -125,9 +127,7 @@ class Progress:
         current = books.plan.round if isinstance(books.plan, SyncPlan) else None
         if current is not None and current.row.buffer == buffer:
             current.durable = True
-            for worker in map(books.workers.get, current.row.cohort):
-                if worker is not None:
-                    books.look_at(worker)
+            books.look_at_those(current.row.cohort)
 
     def evaluated(self, event: Evaluated) -> None:
         """The broker-side evaluation of a version ended."""
@@ -148,6 +148,7 @@ class Progress:
         books = self._books
         buffer = books.buffer
         books.commit(FreezeRow(buffer=buffer.number, reason=reason), *left_out)
+        books.tally.add("buffers_frozen", reason)
         books.frozen.append(buffer)
         books.buffer = Buffer(buffer.number + 1)
         books.note("info", "buffer frozen", buffer=buffer.number, updates=len(buffer.rows), reason=reason)
@@ -155,14 +156,15 @@ class Progress:
             books.plan.round = None
             self._cancel_fits(buffer.number, now)
         else:
-            books.look_at_all()
+            books.look_at_those(buffer.workers)  # who may have had to wait for the next one
 
     def _cancel_fits(self, base: int, now: float) -> None:
         """A round is over: call back the tasks of those who did not make it."""
         books = self._books
-        for worker in books.workers:
+        for worker in books.workers.holders():
             for held in [h for h in worker.held.values() if h.kind == "fit" and h.version == base]:
                 books.workers.free(worker, held.task)
+                books.tally.add("cancels_sent", "round_over")
                 books.tell(worker, wire.Cancel(task=held.task, reason="the round is over"), now)
                 books.discard(held.task)
 
@@ -204,8 +206,11 @@ class Progress:
         books = self._books
         if books.paused or books.complete or books.buffer.number != books.made:
             return
+        if plan.lacking(len(books.workers)):
+            return  # without looking at each of them, at every event
         candidates = self._candidates(now)
         if candidates and not plan.lacking(len(candidates)):
+            books.tally.add("rounds_opened")
             self._journal_round(plan, plan.plan(books.buffer.number, candidates), now)
 
     def _extend_round(self, plan: SyncPlan, current: Round, now: float) -> None:
@@ -217,6 +222,7 @@ class Progress:
         here = {worker.id for worker, _ in books.workers.sessions()}
         settled = plan.settle(row, here, books.buffer)
         given_up = row.quorum - settled.quorum
+        books.tally.add("rounds_extended")
         books.note(
             "warning",
             "round extended",
@@ -261,7 +267,7 @@ class Progress:
         if settings.fraction and books.config.privacy is None and self._is_due("federated"):
             self._close_evaluation()
             able = sorted(
-                w.id for w, s in books.workers.sessions() if "evaluate" in s.kinds and not s.suspect
+                w.id for w, s in books.workers.sessions() if "evaluate" in s.kinds and w.will_take()
             )
             count = math.ceil(settings.fraction * len(able))
             # Version by version another part of them, the same in every run.
@@ -269,11 +275,19 @@ class Progress:
             chosen = (able + able)[start : start + count]
             if chosen:
                 books.evaluation = Evaluation(version, chosen, now + settings.deadline_s)
-                books.look_at_all()
+                books.look_at_those(chosen)
 
     def _end_evaluation(self, now: float) -> None:
-        evaluation = self._books.evaluation
-        if evaluation is not None and evaluation.done(now):
+        books = self._books
+        evaluation = books.evaluation
+        if evaluation is None:
+            return
+        if books.stopping is not None:  # nobody is waited for who takes no task
+            for worker_id in list(evaluation.todo):
+                worker = books.workers.get(worker_id)
+                if not books.handing_out or worker is None or not worker.will_take():
+                    evaluation.drop(worker_id)
+        if evaluation.done(now):
             self._close_evaluation()
 
     def _close_evaluation(self) -> None:
@@ -329,6 +343,7 @@ class Progress:
             if goodbyes := self._goodbyes("finished"):
                 books.commit(then=goodbyes)
             for worker, _ in list(books.workers.sessions()):
+                books.tally.add("sessions_closed", "finished")
                 books.workers.close(worker)
         elif books.finished is not None:
             self._leave("finished", books.finished)
@@ -361,7 +376,7 @@ class Progress:
         books = self._books
         needed = {v for v in books.kept if v > books.version - books.config.storage.keep}
         needed |= {version for _, version in books.best.values()}
-        needed |= {held.version for worker in books.workers for held in worker.held.values()}
+        needed |= {held.version for worker in books.workers.holders() for held in worker.held.values()}
         if books.evaluation is not None:
             needed.add(books.evaluation.version)
         if books.measuring is not None:

@@ -64,10 +64,11 @@ class AsyncPlan:
 class Round:
     """An open round."""
 
-    __slots__ = ("deadline_at", "durable", "lost", "row", "substitutes")
+    __slots__ = ("deadline_at", "durable", "lost", "members", "row", "substitutes")
 
     def __init__(self, row: RoundRow, now: float, *, durable: bool) -> None:
         self.row = row
+        self.members = frozenset(row.cohort)
         self.durable = durable
         """Whether tasks may go out. Updates may come in before that: their rows follow the round's."""
         self.deadline_at = now + row.deadline_s if row.deadline_s else math.inf
@@ -143,7 +144,7 @@ class SyncPlan:
         current = self.round
         return (
             current is not None
-            and worker in current.row.cohort
+            and worker in current.members
             and worker not in buffer.workers
             and worker not in current.row.missing
         )
@@ -151,7 +152,7 @@ class SyncPlan:
     def lost(self, worker: str, version: int, reason: str, *, failed: bool) -> RoundRow | None:
         """A member will not finish the task that it had, or failed at it; the round's row if that changes it."""
         current = self.round
-        if current is None or current.row.buffer != version or worker not in current.row.cohort:
+        if current is None or current.row.buffer != version or worker not in current.members:
             return None
         if worker not in current.lost:
             current.lost[worker] = reason

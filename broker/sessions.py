@@ -15,14 +15,25 @@ connection, from HELLO on. Rules that hold here:
 """
 
 import enum
+import heapq
+import itertools
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
+from fedmq.fedcore import codecs
 from fedmq.fedcore.wire import Hello, TaskKind
 
 from .events import Peer
+from .patience import Patience
 
+GONE_MAX = 10_000
+"""Workers without a session that are remembered: strangers with ever new names must not fill the memory."""
 BENCH_S = 1.0
 BENCH_MAX_S = 60.0
+
+
+KINDS = frozenset(get_args(TaskKind))
 
 
 class Phase(enum.Enum):
@@ -59,8 +70,8 @@ class Session:
         self.peer = peer
         self.instance = hello.instance
         self.boot = hello.boot
-        self.kinds = frozenset(hello.kinds)
-        self.encodings = frozenset(hello.encodings)
+        self.kinds = KINDS.intersection(hello.kinds)
+        self.encodings = frozenset(filter(codecs.is_encoding, hello.encodings))
         self.free = hello.free
         self.seq = 0
         self.seen = 0
@@ -83,6 +94,7 @@ class Worker:
         "last_nth",
         "last_version",
         "name",
+        "patience",
         "session",
         "since",
     )
@@ -98,6 +110,7 @@ class Worker:
         self.since = now
         self.last_version = -1
         self.last_nth = 0
+        self.patience = Patience(now)
 
     def can(self, kind: TaskKind, now: float) -> bool:
         """Whether it takes a task of this kind now: what it said, less what it had not seen when it said so."""
@@ -110,6 +123,15 @@ class Worker:
             and now >= self.benched_until
         )
 
+    def will_take(self) -> bool:
+        """Whether it takes a task now, or may when it is done with one that it has: it is not paused."""
+        session = self.session
+        return (
+            session is not None
+            and not session.suspect
+            and (bool(self.held) or session.free > session.seq - session.seen)
+        )
+
     def soon(self, kind: TaskKind, now: float) -> bool:
         """Whether it takes such a task now, or as soon as its evaluation is done."""
         session = self.session
@@ -120,6 +142,11 @@ class Worker:
     def holding(self, kind: TaskKind, version: int | None = None) -> bool:
         """Whether it has a task of this kind (against this version)."""
         return any(h.kind == kind and version in (None, h.version) for h in self.held.values())
+
+    def full(self, limit: int) -> bool:
+        """Whether it has so many fit tasks in hand, or twice as many with those whose results are on their way."""
+        fits = [held.phase for held in self.held.values() if held.kind == "fit"]
+        return fits.count(Phase.SENT) >= limit or len(fits) >= 2 * limit
 
     def nth(self, version: int) -> int:
         """How many fit tasks it got against this version before; counts one more."""
@@ -154,12 +181,27 @@ class Workers:
         self._lease_s = lease_s
         self._beat_s = beat_s
         self._workers: dict[str, Worker] = {}
-        self._by_peer: dict[Peer, Worker] = {}
+        self._by_peer: OrderedDict[Peer, Worker] = OrderedDict()
+        """Those with a session, the longest silent first: what time does to them looks at few of many."""
+        self._holders: dict[str, Worker] = {}
+        self._beats: list[tuple[float, int, Session]] = []
+        """When each session was last due a BEAT if nothing else is sent; one entry each, a heap."""
+        self._order = itertools.count()
+        self._gone: dict[str, None] = {}
+        """Those without a session, the longest gone first."""
         self.busy = 0
         """Fit tasks that are out: sent, and not yet offered."""
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
+
+    def __len__(self) -> int:
+        """How many have a session."""
+        return len(self._by_peer)
+
+    def holders(self) -> list[Worker]:
+        """Those that have a task in their hands."""
+        return list(self._holders.values())
 
     def get(self, worker_id: str) -> Worker | None:
         """The worker with this id, if it was ever here."""
@@ -188,9 +230,11 @@ class Workers:
             self._by_peer.pop(old.peer, None)
         if worker is None:
             worker = self._workers[worker_id] = Worker(worker_id, hello.name, now)
+        self._gone.pop(worker_id, None)
         worker.name = hello.name
         worker.session = Session(peer, hello, now)
         self._by_peer[peer] = worker
+        heapq.heappush(self._beats, (now + self._beat_s, next(self._order), worker.session))
         return worker
 
     def close(self, worker: Worker) -> None:
@@ -198,12 +242,26 @@ class Workers:
         if worker.session is not None:
             self._by_peer.pop(worker.session.peer, None)
             worker.session = None
+            self._gone[worker.id] = None
+
+    def forgettable(self) -> Worker | None:
+        """The worker that is longest gone, when there are too many to remember."""
+        return self._workers[next(iter(self._gone))] if len(self._gone) > GONE_MAX else None
+
+    def forget(self, worker: Worker) -> None:
+        """Remember nothing of a worker that is gone and has nothing here; or, if it has, for another while."""
+        del self._gone[worker.id]
+        if worker.held:
+            self._gone[worker.id] = None
+        else:
+            del self._workers[worker.id]
 
     def heard(self, worker: Worker, now: float) -> None:
         """It sent something."""
         if worker.session is not None:
             worker.session.heard = now
             worker.session.suspect = False
+            self._by_peer.move_to_end(worker.session.peer)
 
     def hold(self, worker: Worker, task: bytes, kind: TaskKind, version: int, now: float) -> Held:
         """Put a task into a worker's hands (it has a session)."""
@@ -211,12 +269,14 @@ class Workers:
         worker.session.seq += 1
         held = worker.held[task] = Held(task, kind, version, worker.session.seq, now)
         worker.since = now
+        self._holders[worker.id] = worker
         self.busy += kind == "fit"
         return held
 
     def adopt(self, worker: Worker, task: bytes, kind: TaskKind, version: int, now: float) -> None:
         """The worker holds a task that an earlier life of this broker gave it."""
         worker.held[task] = Held(task, kind, version, 0, now)
+        self._holders[worker.id] = worker
         self.busy += kind == "fit"
 
     def finished(self, worker: Worker, task: bytes) -> bool:
@@ -236,6 +296,8 @@ class Workers:
     def free(self, worker: Worker, task: bytes) -> Held | None:
         """Take a task off the books."""
         held = worker.held.pop(task, None)
+        if not worker.held:
+            self._holders.pop(worker.id, None)
         if held is not None and held.phase is Phase.SENT:
             self.busy -= held.kind == "fit"
         return held
@@ -246,16 +308,32 @@ class Workers:
         gone: list[Worker] = []
         for worker, session in self.sessions():
             quiet = now - session.heard
+            if quiet < self._lease_s:
+                break  # and so were all that follow
             if quiet >= 2 * self._lease_s:
                 gone.append(worker)
-            elif quiet >= self._lease_s and not session.suspect:
+            elif not session.suspect:
                 session.suspect = True
                 suspect.append(worker)
         return suspect, gone
 
     def beats(self, now: float) -> list[Session]:
         """Sessions that are due a BEAT because nothing else was sent to them."""
-        return [s for _, s in self.sessions() if now - s.sent >= self._beat_s]
+        due: list[Session] = []
+        again: list[tuple[float, int, Session]] = []
+        while self._beats and self._beats[0][0] <= now:
+            _, order, session = heapq.heappop(self._beats)
+            worker = self._by_peer.get(session.peer)
+            if worker is None or worker.session is not session:
+                continue  # that session is over
+            at = session.sent + self._beat_s
+            if at <= now:
+                due.append(session)
+                at = now + self._beat_s
+            again.append((at, order, session))
+        for entry in again:
+            heapq.heappush(self._beats, entry)
+        return due
 
 
 def missing(worker: Worker, listed: Iterable[bytes]) -> list[Held]:

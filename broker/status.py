@@ -27,7 +27,7 @@ def report(books: Books, now: float) -> dict[str, Any]:
         "metrics": {source: {"version": row.version, **row.metrics} for source, row in books.latest.items()},
         "updates": {
             what: books.counts.get(what, 0)
-            for what in ("accepted", "rejected", "stale", "duplicate", "failed", "malformed")
+            for what in ("accepted", "rejected", "stale", "duplicate", "failed", "malformed", "flooded")
         },
         "privacy_steps_left": books.privacy_left,
         "ran_s": now - books.started,
@@ -102,6 +102,7 @@ def _worker(books: Books, worker: Worker, now: float) -> dict[str, Any]:
     private = books.config.privacy is not None
     return {
         "name": worker.name,
+        "key": worker.id if books.config.security.keys else None,
         "state": doing,
         "task": None if task is None else task[-16:].hex(),
         "version": version,

@@ -12,6 +12,7 @@ import collections
 import queue
 import statistics
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeAlias, TypeVar
 
@@ -42,6 +43,7 @@ from .rows import Row, VersionInfo
 from .store.journal import Journal
 from .store.spool import Spool
 from .store.versions import VersionStore
+from .tally import SECONDS, Distribution
 
 LATENCIES = 1024
 """Commits whose latency is remembered."""
@@ -68,7 +70,13 @@ class Halt(msgspec.Struct, frozen=True):
     reason: str
 
 
-Notice: TypeAlias = Event | Durable | Failed | Halt
+class Ask(msgspec.Struct, frozen=True):
+    """Another thread wants to know what only the I/O thread may look at: to be called there; must not raise."""
+
+    answer: Callable[[], None]
+
+
+Notice: TypeAlias = Event | Durable | Failed | Halt | Ask
 """What the I/O thread finds in its inbox."""
 
 
@@ -105,6 +113,11 @@ class Service(Generic[Job]):
     def put(self, job: Job) -> None:
         """Add a job."""
         self._jobs.put(job)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait. For any thread."""
+        return self._jobs.qsize()
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Do what is queued, then end; whether it ended in time."""
@@ -145,12 +158,25 @@ class Commits:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._latencies: collections.deque[float] = collections.deque(maxlen=LATENCIES)
+        self._since: float | None = None
+        self.times = Distribution(SECONDS)
+        self.rows = 0
 
     def __call__(self, jobs: collections.deque[tuple[Row, ...]]) -> Iterable[Notice]:
         """Commit all rows of all jobs in one transaction."""
-        self._journal.apply([row for rows in jobs for row in rows])
+        self._since = time.monotonic()
+        rows = [row for rows in jobs for row in rows]
+        self._journal.apply(rows)
+        self._since = None
         self._latencies.append(self._journal.commit_s)
+        self.times.add(self._journal.commit_s)
+        self.rows += len(rows)
         return (Durable(len(jobs)),)
+
+    def running_s(self) -> float:
+        """How long the commit at work has taken so far; 0.0 when there is none. For any thread."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
 
     def latency_ms(self) -> dict[str, float]:
         """Of the last 1024 commits: ``commits``, ``median`` and ``p99`` in milliseconds."""

@@ -7,12 +7,20 @@ Rules that hold here:
   answered `busy`, so that unread FETCHes cannot pile up.
 - What arrives becomes a well-formed message or a `Violation`; no frame goes further undecoded.
 - A peer is a return address. A peer without a route is forgotten here, and reported once.
+- A peer that is dropped while its message is looked at loses its connection as well, a moment later, so that the
+  reason reaches it. What it sends meanwhile is thrown away unread.
+- A connection that finishes no message in its first seconds is cut: a worker says HELLO at once. Where connections
+  would leave no descriptors for files, it is cut sooner.
+- A peer that does not read what it is sent is dropped before its queue grows without end.
+- With CURVE, `auth` decides whose message it is. What a key sends that may not speak is never decoded.
 - Connections are counted, by the socket's monitor, so that an orderly end can wait until workers have hung up:
   libzmq throws away what a worker has received and not yet read when its connection breaks, the BYE with it.
 """
 
 import collections
 import errno
+import math
+import socket as sockets
 import struct
 import time
 from collections.abc import Iterator
@@ -23,7 +31,11 @@ import zmq
 
 from fedmq.fedcore import wire
 from fedmq.fedcore.errors import ConfigError, ProtocolError
+from fedmq.fedcore.keys import Pair
 
+from . import descriptors
+from .admission import Admission
+from .auth import Gate
 from .events import Event, Peer, Received, Violation
 
 RECEIVE_MAX = 64
@@ -36,10 +48,24 @@ UNSENT_MAX = 2 * wire.FETCHES_MAX
 some time after the peer could have read it, and asked for the next."""
 RETRY_S = 0.005
 RETRY_MAX_S = 0.1
+UNREAD_MAX = 2048
+"""Messages that may wait for a peer, BLOCKs among them; one that reads nothing is given up. An honest worker's
+BEAT gets at most 1024 answers."""
+GRACE_S = 0.5
+"""A dropped peer has so long to read why."""
+IGNORED_MAX = 16
+"""A dropped peer that goes on sending is cut after so many messages."""
+MUTE_S = 20.0
+"""libzmq itself ends a handshake that takes more than ten seconds."""
+UNFINISHED_S = 0.5
+"""Connections are compared over at least so long before one is found to finish no message."""
+REBIND_S = 30.0
+"""How long a rebind tries to get its address back."""
 FRAMES_MAX = 4
 """Frames of one message that are looked at: one more than any message has."""
-_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _MONITOR_EVENT = struct.Struct("=hi")  # as zmq.utils.monitor does it, which would load asyncio
+_KINDS = max(*wire.TO_BROKER, *wire.TO_WORKER) + 1
 
 
 class Wires(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +88,18 @@ class _Line:
         self.blocks: list[zmq.MessageTracker] = []
 
 
+class _Dropped:
+    """A peer that is not listened to any more."""
+
+    __slots__ = ("connection", "due", "ignored")
+
+    def __init__(self, due: float, connection: sockets.socket | None) -> None:
+        self.due = due
+        self.connection = connection
+        """A duplicate of its descriptor, until it is cut."""
+        self.ignored = 0
+
+
 class Transport:
     """The broker's socket.
 
@@ -69,6 +107,8 @@ class Transport:
     ----------
     wires : Wires
         Address and limits.
+    curve : tuple of Pair and Admission, optional
+        The broker's keys, and who may connect. Without it anybody may.
 
     Attributes
     ----------
@@ -76,6 +116,18 @@ class Transport:
         Where workers connect: the bound address, with the port that the system chose where it was asked to.
     bytes_up, bytes_down : int
         Bytes of frames from, and to, workers.
+    cuts : int
+        Connections that the broker has ended.
+    most : int
+        Connections that there may be; one more, and the one that has been mute for longest goes.
+    turned_away : int
+        How many went for that.
+    rebinds : int
+        How many times the socket was closed and bound again.
+    received, sent : list of int
+        Well-formed messages from, and messages to, workers, by the number of their kind.
+    errors : dict
+        ERRORs to workers, by their code.
 
     Raises
     ------
@@ -83,27 +135,49 @@ class Transport:
         When the address is in use or is none of this machine's, or libzmq is too old.
     """
 
-    def __init__(self, wires: Wires) -> None:
+    def __init__(self, wires: Wires, curve: tuple[Pair, Admission] | None = None) -> None:
         if zmq.zmq_version_info() < OLDEST_ZMQ:
             raise ConfigError(f"libzmq is {zmq.zmq_version()}; fedmq needs 4.3.4 or newer: upgrade pyzmq")
         self.bytes_up = 0
         self.bytes_down = 0
+        self.cuts = 0
+        self.rebinds = 0
+        self.turned_away = 0
+        self.received = [0] * _KINDS
+        self.sent = [0] * _KINDS
+        self.errors: dict[str, int] = {}
+        self._wires = wires
         self._lines: dict[Peer, _Line] = {}
         self._waiting: dict[Peer, _Line] = {}
         self._lost: list[Peer] = []
         self._retry_at = 0.0
         self._retry_s = RETRY_S
+        self._source: tuple[Peer, zmq.Frame] | None = None
+        """Whose message is looked at, and a frame that knows its connection."""
+        self._dropped: dict[Peer, _Dropped] = {}
+        """Peers whose connections end soon, those that were dropped first in front."""
+        self._marks: dict[int, int] = {}
+        self._marked_at = 0.0
+        self._heard: set[int] | None = None
+        """Connections that finished a message since they were marked, while that is of interest."""
         self._context = zmq.Context()
         self._poller = zmq.Poller()
+        self._gate = None if curve is None else Gate(self._context, *curve)
         try:
             self._socket = self._bind(wires)
         except BaseException:
             self._context.destroy(linger=0)
             raise
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._port = int(self.endpoint.rpartition(":")[2]) if self.endpoint.startswith("tcp://") else 0
         self._connections: set[int] = set()
+        self._mute: dict[int, float] = {}
+        """Connections that have not finished a message, the oldest first, and until when they may stay so."""
+        self.most = descriptors.room()
         self.watch(self._socket)
         self.watch(self._monitor)
+        if self._gate is not None:
+            self.watch(self._gate.socket)
 
     def watch(self, source: Any) -> None:
         """Let `poll` return when this socket or file is readable."""
@@ -114,18 +188,39 @@ class Transport:
         if self._waiting:
             due = max(self._retry_at - time.monotonic(), 0.0)
             timeout_s = due if timeout_s is None else min(timeout_s, due)
+        if self._gate is not None and (settled := self._gate.due()) is not None:
+            due = max(settled - time.monotonic(), 0.0)
+            timeout_s = due if timeout_s is None else min(timeout_s, due)
         # Rounded up: a timeout rounded to zero would spin until its time has come.
         ready = self._poller.poll(None if timeout_s is None else int(timeout_s * 1000) + (timeout_s > 0))
         if any(source is self._monitor for source, _ in ready):
             self._observe()
+        if self._gate is not None:
+            self._gate.turn()
 
     def receive(self) -> Iterator[Event]:
         """Up to 64 messages that have arrived."""
         for _ in range(RECEIVE_MAX):
             try:
-                peer = self._socket.recv(zmq.NOBLOCK)
+                source = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            peer = source.bytes
+            if self._mute or self._heard is not None:
+                self._hear(_descriptor_of(source))
+            if peer in self._dropped:
+                self._skip()
+                self._ignored(peer)
+                continue
+            self._source = peer, source
+            user, invited = None, False
+            if self._gate is not None:
+                sender = self._gate.sender(peer, source)
+                if sender is None:  # revoked
+                    self.drop(peer)
+                    self._skip()
+                    continue
+                user, invited = sender.key, sender.is_guest
             frames: list[wire.Frame] = []
             while self._socket.getsockopt(zmq.RCVMORE):
                 # A payload stays in the frame that it came in; small frames are cheaper to copy.
@@ -141,10 +236,13 @@ class Transport:
                 ref = frames[0][3] if frames and len(frames[0]) == 4 else 0
                 yield Violation(peer, ref, wire.clip(str(error)), error.task)
             else:
-                yield Received(peer, message, payload)
+                self.received[message.code] += 1
+                yield Received(peer, message, payload, user, invited)
 
     def send(self, peer: Peer, message: wire.Message, payload: wire.Frame | None = None) -> None:
         """Send a message, now or when the peer takes it."""
+        if isinstance(message, wire.Error):
+            self.errors[message.why] = self.errors.get(message.why, 0) + 1
         self._post(peer, wire.encode(message, payload), is_block=False)
 
     def send_block(self, peer: Peer, version: int, offset: int, data: memoryview) -> None:
@@ -164,12 +262,88 @@ class Transport:
         self._post(peer, wire.encode(block, data), is_block=True)
 
     def drop(self, peer: Peer) -> None:
-        """Forget what waits for a peer."""
-        self._lines.pop(peer, None)
-        self._waiting.pop(peer, None)
+        """Forget what waits for a peer; one whose message is looked at loses its connection in a moment.
+
+        With CURVE any peer does, for there its connection is known.
+        """
+        self._forget(peer)
+        if peer in self._dropped:
+            return
+        if self._gate is not None:
+            self._dropped[peer] = _Dropped(time.monotonic() + GRACE_S, self._gate.hold(peer))
+        elif self._source is not None and self._source[0] == peer:
+            connection = descriptors.hold(_descriptor_of(self._source[1]))
+            self._dropped[peer] = _Dropped(time.monotonic() + GRACE_S, connection)
+
+    def cut_unfinished(self) -> int:
+        """End connections that take more than two messages' bytes and finish none; how many.
+
+        To be called again and again while it is suspected that there are some: the first call takes marks.
+        """
+        now = time.monotonic()
+        if self._heard is None or now - self._marked_at > 4 * UNFINISHED_S:
+            self._heard, self._marks, self._marked_at = set(), {}, now
+        elif now - self._marked_at < UNFINISHED_S:
+            return 0
+        self._marked_at = now
+        heard, self._heard = self._heard, set()
+        before, self._marks = self._marks, {}
+        most = 2 * (self._wires.block + wire.HEADER_MAX)
+        cuts = 0
+        for descriptor in self._connections if descriptors.is_supported(self.endpoint) else ():
+            received = descriptors.bytes_received(descriptor, self._port)
+            if received is None:
+                continue
+            mark = received if descriptor in heard else min(before.get(descriptor, received), received)
+            self._marks[descriptor] = mark
+            if received - mark > most and (connection := descriptors.hold(descriptor)) is not None:
+                descriptors.cut(connection)
+                cuts += 1
+        self.cuts += cuts
+        return cuts
+
+    def trust(self) -> None:
+        """Stop to watch for connections that finish no message."""
+        self._heard = None
+
+    def rebind(self) -> None:
+        """Close the socket, with all that libzmq holds for anybody, and listen at the same address again.
+
+        Raises
+        ------
+        ConfigError
+            When the address could not be had again.
+        """
+        self._lines.clear()
+        self._waiting.clear()
+        self._connections.clear()
+        self._mute.clear()
+        self._source = None
+        self._heard = None
+        self._end_dropped(math.inf)
+        self._dropped.clear()
+        self._poller.unregister(self._socket)
+        self._poller.unregister(self._monitor)
+        # A listener is closed by libzmq's own thread, and an ipc one then removes its file: not the new one's.
+        self._socket.unbind(self.endpoint)
+        while self._monitor.poll(int(REBIND_S * 1000)):
+            if _MONITOR_EVENT.unpack(self._monitor.recv_multipart()[0])[0] == zmq.EVENT_CLOSED:
+                break
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+        self._socket = self._bind(msgspec.structs.replace(self._wires, bind=self.endpoint))
+        self.watch(self._socket)
+        self.watch(self._monitor)
+        self.rebinds += 1
 
     def retry(self) -> None:
-        """Try again those peers that did not take what was sent, if it is time."""
+        """Try again those peers that did not take what was sent, and end dropped ones, if it is time."""
+        if self._dropped or self._mute:
+            now = time.monotonic()
+            self._end_dropped(now)
+            while self._mute and next(iter(self._mute.values())) <= now:
+                self._cut_mute()
         if not self._waiting or time.monotonic() < self._retry_at:
             return
         moved = False
@@ -179,6 +353,14 @@ class Transport:
         # is asked ten times a second.
         self._retry_s = RETRY_S if moved else min(self._retry_s * 2, RETRY_MAX_S)
         self._retry_at = time.monotonic() + self._retry_s
+
+    def revoked(self) -> Iterator[str]:
+        """Keys that may not connect any more, since the last call; after each its connections are dropped."""
+        if self._gate is not None and (keys := self._gate.revoked()):
+            for key, peers in self._gate.peers(keys).items():
+                yield key
+                for peer in peers:
+                    self.drop(peer)
 
     def lost(self) -> list[Peer]:
         """Peers that turned out to have no route, since the last call."""
@@ -196,6 +378,11 @@ class Transport:
         return len(self._connections)
 
     @property
+    def refused(self) -> int:
+        """Handshakes that ended because of their key."""
+        return 0 if self._gate is None else self._gate.refused
+
+    @property
     def waiting(self) -> int:
         """Peers for which something waits, or is on its way."""
         return len(self._lines)
@@ -204,10 +391,14 @@ class Transport:
         """Close the socket; give what it still holds `linger_s` to leave."""
         self._lines.clear()
         self._waiting.clear()
+        self._end_dropped(math.inf)
+        self._dropped.clear()
         if not self._context.closed:
             self._socket.disable_monitor()
             self._monitor.close(linger=0)
             self._socket.close(linger=int(linger_s * 1000))
+            if self._gate is not None:
+                self._gate.close()
             self._context.term()
 
     def socket(self, kind: int) -> "zmq.Socket[bytes]":
@@ -231,6 +422,8 @@ class Transport:
             (zmq.IPV6, int("[" in wires.bind)),
         ):
             socket.setsockopt(option, value)
+        if self._gate is not None:
+            self._gate.protect(socket)
         self._monitor = socket.get_monitor_socket(_MONITORED)
         try:
             socket.bind(wires.bind)
@@ -250,22 +443,80 @@ class Transport:
 
     def _observe(self) -> None:
         """Count who has connected and who has hung up."""
+        hung_up = False
         while True:
             try:
                 event, descriptor = _MONITOR_EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
             except zmq.Again:
-                return
+                break
             if event == zmq.EVENT_ACCEPTED:
                 self._connections.add(descriptor)
-            else:
+                self._mute[descriptor] = time.monotonic() + MUTE_S
+                self._marks[descriptor] = 0
+                if len(self._connections) > self.most:
+                    self._cut_mute()  # files need descriptors too
+                    self.turned_away += 1
+            elif event == zmq.EVENT_DISCONNECTED:
                 self._connections.discard(descriptor)
-                for peer, line in list(self._lines.items()):  # few: only those for which something waits
-                    self._forget_if_idle(peer, line)
+                self._mute.pop(descriptor, None)
+                hung_up = True
+        if hung_up:
+            for peer, line in list(self._lines.items()):  # few: only those for which something waits
+                self._forget_if_idle(peer, line)
+
+    def _hear(self, descriptor: int) -> None:
+        """A connection has finished a message."""
+        self._mute.pop(descriptor, None)
+        if self._heard is not None:
+            self._heard.add(descriptor)
+
+    def _cut_mute(self) -> None:
+        """End the connection that has been mute for longest."""
+        oldest = next(iter(self._mute))
+        del self._mute[oldest]
+        self.cuts += descriptors.cut_at(oldest, self._port)
+
+    def _skip(self) -> None:
+        """Throw away the rest of a message."""
+        while self._socket.getsockopt(zmq.RCVMORE):
+            self.bytes_up += len(self._socket.recv())
+
+    def _forget(self, peer: Peer) -> None:
+        self._lines.pop(peer, None)
+        self._waiting.pop(peer, None)
+
+    def _end_dropped(self, now: float) -> None:
+        """Cut the connections of dropped peers whose time has come (the longest dropped stand first)."""
+        for peer, dropped in list(self._dropped.items()):
+            if dropped.due > now:
+                return
+            del self._dropped[peer]
+            if dropped.connection is not None:
+                self._end(peer, dropped.connection, now)
+
+    def _end(self, peer: Peer, connection: sockets.socket, now: float) -> None:
+        descriptors.cut(connection)
+        self.cuts += 1
+        # What libzmq has of it already may still come, and goes unread as well.
+        self._dropped[peer] = _Dropped(now + GRACE_S, None)
+
+    def _ignored(self, peer: Peer) -> None:
+        """A dropped peer has sent another message; one that floods on has no time to read why."""
+        dropped = self._dropped[peer]
+        dropped.ignored += 1
+        if dropped.ignored >= IGNORED_MAX and dropped.connection is not None:
+            del self._dropped[peer]
+            self._end(peer, dropped.connection, time.monotonic())
 
     def _post(self, peer: Peer, frames: list[wire.Frame], *, is_block: bool) -> None:
         line = self._lines.get(peer)
         if line is None:
             line = self._lines[peer] = _Line()
+        elif len(line.queue) >= UNREAD_MAX:
+            self.drop(peer)
+            self._lost.append(peer)
+            return
+        self.sent[frames[0][3]] += 1
         line.queue.append((frames, sum(map(len, frames)), is_block))
         if len(line.queue) == 1:
             self._flush(peer, line)
@@ -290,7 +541,7 @@ class Transport:
             except zmq.ZMQError as error:
                 if error.errno != errno.EHOSTUNREACH:
                     raise
-                self.drop(peer)
+                self._forget(peer)
                 self._lost.append(peer)
                 return moved
             moved = True
@@ -307,3 +558,11 @@ class Transport:
         line.blocks = [tracker for tracker in line.blocks if not tracker.done]
         if not line.blocks and not line.queue:
             self._lines.pop(peer, None)
+
+
+def _descriptor_of(frame: zmq.Frame) -> int:
+    """The descriptor of the connection that a frame came over; −1 when it does not say."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:  # of a peer that speaks ZMTP 1.0
+        return -1

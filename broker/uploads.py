@@ -19,6 +19,9 @@ from fedmq.fedcore.wire import Offer
 from .events import Peer
 
 STALL_S = 60.0
+GRANT_S = 10.0
+"""A worker whose bytes arrive hears of it at least so often, by a GRANT: else a slow transfer that moves looks to
+it like one that stands still."""
 
 
 class Stage(enum.Enum):
@@ -35,7 +38,7 @@ class Stage(enum.Enum):
 class Upload:
     """One update on its way in."""
 
-    __slots__ = ("limit", "moved", "offer", "peer", "queued", "size", "stage", "worker", "written")
+    __slots__ = ("granted", "limit", "moved", "offer", "peer", "queued", "size", "stage", "worker", "written")
 
     def __init__(self, worker: str, peer: Peer, offer: Offer, now: float) -> None:
         assert offer.size is not None
@@ -48,6 +51,7 @@ class Upload:
         self.written = 0
         self.limit = 0
         self.moved = now
+        self.granted = now
 
     @property
     def credit(self) -> int:
@@ -126,13 +130,16 @@ class Uploads:
         """A complete update whose time has not come; its bytes stay."""
         upload.stage = Stage.HELD
 
-    def extend(self, upload: Upload) -> bool:
+    def extend(self, upload: Upload, *, however_little: bool = False) -> bool:
         """Raise its limit as far as the budget allows; whether that is worth a GRANT now."""
         room = self._budget - self.in_flight()
         target = min(upload.size, upload.written + self._cap, upload.limit + max(room, 0))
         # Fewer, larger grants: half a window at a time, or the rest of the update.
         if target <= upload.limit or (
-            target < upload.size and target - upload.limit < self._cap // 2 and upload.credit
+            not however_little
+            and target < upload.size
+            and target - upload.limit < self._cap // 2
+            and upload.credit
         ):
             return False
         upload.limit = target
@@ -174,6 +181,10 @@ class Uploads:
         for upload in still:
             self.hold(upload)
         return still
+
+    def slow(self, now: float) -> list[Upload]:
+        """Moving uploads whose worker has not heard for a while that their bytes arrive."""
+        return [u for u in self._uploads.values() if u.stage is Stage.MOVING and now - u.granted >= GRANT_S]
 
     def starved(self) -> list[Upload]:
         """Moving uploads that wait for credit, those with least first."""

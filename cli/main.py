@@ -33,14 +33,17 @@ COMMANDS = {
     "pause": "fedmq.cli.steer:pause",
     "resume": "fedmq.cli.steer:resume",
     "stop": "fedmq.cli.steer:stop",
+    "keys": "fedmq.cli.keys:keys",
     "evict": "fedmq.cli.steer:evict",
     "admit": "fedmq.cli.steer:admit",
     "history": "fedmq.cli.history:history",
     "export": "fedmq.cli.export:export",
     "verify": "fedmq.cli.verify:verify",
+    "backup": "fedmq.cli.backup:backup",
     "info": "fedmq.cli.info:info",
     "demo": "fedmq.cli.demo.command:demo",
     "bench": "fedmq.cli.bench.command:bench",
+    "simulate": "fedmq.cli.simulate.command:simulate",
 }
 
 

@@ -47,7 +47,8 @@ def rich_view(status: Status) -> "RenderableType":
         style = _STYLES.get(status["state"], "") if name == "state" else ""
         facts.add_row(Text(name, style="dim"), Text(text, style=style))
     workers = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("worker", "state", "version", "for", "updates"):
+    keyed = any(worker.get("key") for worker in status["workers"])
+    for column in ("worker", "state", "version", "for", "updates", *(("key",) if keyed else ())):
         workers.add_column(column, justify="right" if column in {"version", "for", "updates"} else "left")
     for worker in status["workers"]:
         cells = (
@@ -56,6 +57,7 @@ def rich_view(status: Status) -> "RenderableType":
             "" if worker["version"] is None else str(worker["version"]),
             duration(worker["since_s"]),
             "" if worker["updates"] is None else str(worker["updates"]),
+            *((printable(worker["key"]),) if keyed else ()),
         )
         workers.add_row(*(Text(cell) for cell in cells))
     return Group(facts, Text(""), workers) if status["workers"] else facts
@@ -91,11 +93,24 @@ def crowd(status: Status) -> str:
     return f"{len(workers)} worker{'' if len(workers) == 1 else 's'}{f' ({doing})' if doing else ''}"
 
 
+def connections(status: Status) -> str:
+    """Only where some were turned away: ``"960 of 960; 31 turned away, raise the limit on open files (ulimit -n)"``."""
+    if not status.get("turned_away"):
+        return ""
+    return (
+        f"{status['connections']} of {status['connections_max']}; {status['turned_away']} turned away, "
+        "raise the limit on open files (ulimit -n)"
+    )
+
+
 def worker_line(worker: Mapping[str, Any]) -> str:
     """One worker in one line."""
     what = f" on version {worker['version']}" if worker["version"] is not None else ""
     made = f", {worker['updates']} updates" if worker["updates"] is not None else ""  # hidden under privacy
-    return f"{printable(worker['name'])}: {worker['state']}{what} for {duration(worker['since_s'])}{made}"
+    key = f", key {printable(worker['key'])}" if worker.get("key") else ""
+    return (
+        f"{printable(worker['name'])}: {worker['state']}{what} for {duration(worker['since_s'])}{made}{key}"
+    )
 
 
 def metrics(sources: Mapping[str, Mapping[str, float]]) -> str:
@@ -151,11 +166,22 @@ def _facts(status: Status) -> list[tuple[str, str]]:
         ("version", version(status).removeprefix("version ")),
         ("mode", f"{status['mode']}{f', {progress(status)}' if progress(status) else ''}"),
         ("workers", crowd(status)),
+        ("connections", connections(status)),
         ("metrics", metrics(status["metrics"]) or "none yet"),
         ("updates", ", ".join(f"{count} {name}" for name, count in counts.items())),
         ("traffic", traffic(status)),
         ("uptime", duration(status.get("uptime_s")) or "not running"),
         ("kernels", str(status.get("kernels") or "")),
         ("endpoint", printable(status.get("endpoint") or "")),
+        ("keys", _keys(status)),
     ]
     return [(name, text) for name, text in facts if text]
+
+
+def _keys(status: Status) -> str:
+    """The broker's own key, and how many others were refused; empty without keys."""
+    if not status.get("broker_key"):
+        return ""
+    refused = status.get("keys_refused", 0)
+    others = f"{refused} handshake{'' if refused == 1 else 's'} refused"
+    return f"this broker's is {printable(status['broker_key'])}; {others}"

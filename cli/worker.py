@@ -19,7 +19,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 
 @click.command()
-@click.option("--connect", required=True, metavar="URL", help="The broker, e.g. tcp://127.0.0.1:5560.")
+@click.option("--connect", metavar="URL", help="The broker, e.g. tcp://127.0.0.1:5560.")
 @click.option("--app", required=True, metavar="MODULE:ATTRIBUTE", help="The client app that trains.")
 @click.option(
     "--state",
@@ -46,17 +46,29 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     show_default=True,
     help="Tasks in hand; with 2 the next model comes while one trains.",
 )
+@click.option(
+    "--server-key",
+    metavar="KEY_OR_FILE",
+    help="The public key of a broker with keys. This worker's own key lies in STATE, made at first use.",
+)
+@click.option(
+    "--invite",
+    metavar="TOKEN_OR_FILE",
+    help='Register this worker\'s key by itself, with what "fedmq keys invite" printed.',
+)
 @log_options
 @click.pass_context
 def worker(
     ctx: click.Context,
-    connect: str,
+    connect: str | None,
     app: str,
     state: Path,
     name: str | None,
     node: dict[str, str],
     tags: tuple[str, ...],
     slots: int,
+    server_key: str | None,
+    invite: str | None,
 ) -> None:
     """Run a worker that trains with your app for as long as the federation lasts.
 
@@ -64,11 +76,30 @@ def worker(
     that makes one; the current folder is searched first. Cut off from the broker, it goes on training, keeps
     what it has finished in --state, and delivers it later. It exits 0 when the federation is finished.
 
+    A broker on another machine has keys. Then take --invite with a token from its operator, or --server-key, and
+    let the operator allow the key that "fedmq keys show STATE" prints. Later starts need neither.
+
     \b
     Example:
       fedmq worker --connect tcp://127.0.0.1:5560 --app ward:app --state ward-3 --name ward-3
       fedmq worker --connect tcp://127.0.0.1:5560 --app client:client_fn --node partition-id=3
+      fedmq worker --connect tcp://broker:5560 --app ward:app --invite invite.txt
     """
+    if connect is None and invite is None:
+        raise click.UsageError("Missing option '--connect'.", ctx)
+
     from fedmq.worker import daemon
 
-    ctx.exit(daemon.run(connect, app, state, name=name, node=node, tags=tags, slots=slots))
+    ctx.exit(
+        daemon.run(
+            connect,
+            app,
+            state,
+            name=name,
+            node=node,
+            tags=tags,
+            slots=slots,
+            server_key=server_key,
+            invite=invite,
+        )
+    )

@@ -13,8 +13,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from fedmq.fedcore.errors import StateError
 
@@ -48,12 +48,20 @@ from .runner import Runner
 from .session import Session
 from .transport import Transport
 
+if TYPE_CHECKING:
+    from .enrolment import Enrolment
+
 log = logging.getLogger("fedmq.worker")
 
 _LEVELS: Final = {
+    Moment.MODEL_REFETCHED: logging.WARNING,
+    Moment.NOT_CONNECTED: logging.WARNING,
     Moment.TASK_FAILED: logging.WARNING,
     Moment.TASK_RECEIVED: logging.DEBUG,
     Moment.TASK_STARTED: logging.DEBUG,
+    Moment.UPDATE_DELAYED: logging.DEBUG,
+    Moment.UPDATE_LOST: logging.ERROR,
+    Moment.UPDATE_RESENT: logging.DEBUG,
 }
 
 
@@ -61,7 +69,12 @@ class Body:
     """What a mind needs to act: a socket, a disk, an app."""
 
     def __init__(
-        self, session: Session, transport: Transport, outbox: Outbox, models: ModelCache, name: str
+        self,
+        session: "Session | Enrolment",
+        transport: Transport,
+        outbox: Outbox,
+        models: ModelCache,
+        name: str,
     ) -> None:
         self._session = session
         self._transport = transport
@@ -72,6 +85,8 @@ class Body:
         self._posted: deque[Event] = deque()
         self._wake_at = math.inf
         self._closed_socket = False
+        self._undeleted = False
+        """The last deletion failed; said once."""
         self._exit: Exit | None = None
         self.runner: Runner
         self.hooks: Hooks
@@ -156,11 +171,11 @@ class Body:
                 self.runner.cancel(action.task)
             case DeleteOutbox():
                 self._transport.forget(action.task)
-                self._outbox.delete(action.task)
+                self._delete("a result", self._outbox.delete, action.task)
             case DeleteModel():
-                self._models.delete(action.digest)
+                self._delete("a model", self._models.delete, action.digest)
             case OpenSocket():
-                self._transport.open()
+                self._transport.open(invited=action.invited)
             case CloseSocket():
                 self._transport.close()
                 self._closed_socket = True
@@ -178,6 +193,18 @@ class Body:
                 self._exit = action
             case _:
                 raise TypeError(f"no such action: {type(action).__name__}")
+
+    def _delete(self, what: str, delete: Callable[[bytes], None], name: bytes) -> None:
+        """Delete, where the disk lets us. It is no loss otherwise: a result that the next process finds is offered
+        once more, and the broker knows it; a model is fetched over what is there."""
+        try:
+            delete(name)
+        except OSError as error:
+            if not self._undeleted:
+                log.warning("%s cannot be deleted: %s", what, error)
+            self._undeleted = True
+        else:
+            self._undeleted = False
 
     def _send_stored(self, action: SendStored) -> None:
         task = action.message.task

@@ -29,7 +29,7 @@ GRACE_S: Final = 5.0
 
 
 def run(
-    connect: str,
+    connect: str | None,
     app: object,
     state: str | os.PathLike[str] | None = None,
     *,
@@ -38,6 +38,8 @@ def run(
     tags: Sequence[str] = (),
     encodings: Sequence[str] = codecs.ENCODINGS,
     slots: int = 2,
+    server_key: str | os.PathLike[str] | None = None,
+    invite: str | os.PathLike[str] | None = None,
     keys: CurveKeys | None = None,
     fsync: bool = False,
     grace_s: float = GRACE_S,
@@ -46,7 +48,7 @@ def run(
 
     Parameters
     ----------
-    connect, app, state, name, node, tags, encodings, slots, keys, fsync
+    connect, app, state, name, node, tags, encodings, slots, server_key, invite, keys, fsync
         As `fedmq.worker.Worker` has them.
     grace_s : float
         Seconds between a signal and leaving an app behind that does not end.
@@ -65,6 +67,8 @@ def run(
         tags=tags,
         encodings=encodings,
         slots=slots,
+        server_key=server_key,
+        invite=invite,
         keys=keys,
         fsync=fsync,
     )

@@ -134,6 +134,12 @@ class Downloads:
             model.void()
         self._retry_at = 0.0
 
+    def gone(self, version: int) -> None:
+        """The broker does not serve this version: what was asked for of it will not come."""
+        for model in self._models.values():
+            if model.version == version:
+                model.void()
+
     def busy(self, version: int | None, offset: int | None, now: float) -> None:
         """The broker refused a FETCH: ask again from there, a little later. What was asked before it will come."""
         for model in self._models.values():

@@ -112,7 +112,9 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class OpenSocket(Action, frozen=True):
-    """Make a new socket and connect it."""
+    """Make a new socket and connect it; with the key of this worker's invite instead of its own, if it says so."""
+
+    invited: bool = False
 
 
 class CloseSocket(Action, frozen=True):
@@ -184,6 +186,8 @@ class Moment(StrEnum):
 
     CONNECTED = "connected"
     DISCONNECTED = "disconnected"
+    NOT_CONNECTED = "not_connected"
+    """An attempt to connect failed, or was refused for now; the next one follows by itself."""
     TASK_RECEIVED = "task_received"
     TASK_STARTED = "task_started"
     TASK_FINISHED = "task_finished"
@@ -191,6 +195,14 @@ class Moment(StrEnum):
     TASK_CANCELLED = "task_cancelled"
     UPDATE_ACCEPTED = "update_accepted"
     UPDATE_REJECTED = "update_rejected"
+    UPDATE_DELAYED = "update_delayed"
+    """The broker has no room for it now; it is offered again by itself."""
+    UPDATE_RESENT = "update_resent"
+    """It was offered again: after a delay, in a new session, or because nobody answered."""
+    UPDATE_LOST = "update_lost"
+    """It can no longer be read, or no longer be of use to anybody."""
+    MODEL_REFETCHED = "model_refetched"
+    """It arrived damaged, and is fetched once more."""
     PAUSED = "paused"
     RESUMED = "resumed"
     FINISHED = "finished"

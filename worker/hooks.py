@@ -10,6 +10,7 @@ Rules that hold here:
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -67,12 +68,16 @@ class Hooks:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        ask_at = time.monotonic() + POLL_S
         while True:
+            if self._may_train is not None and time.monotonic() >= ask_at:
+                self._ask(self._may_train)  # however much there is to be told
+                ask_at = time.monotonic() + POLL_S
             try:
-                told = self._moments.get(timeout=None if self._may_train is None else POLL_S)
+                told = self._moments.get(
+                    timeout=None if self._may_train is None else max(ask_at - time.monotonic(), 0.0)
+                )
             except queue.Empty:
-                if self._may_train is not None:
-                    self._ask(self._may_train)
                 continue
             if told is None:
                 return

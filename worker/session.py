@@ -235,14 +235,15 @@ class Session:
 
     def _on_app_failed(self, event: AppFailed, now: float) -> None:
         self._app_is_free(event.task)
-        if event.task in self._tasks:
-            self._appetite.failed(now)
+        if (held := self._tasks.get(event.task)) is not None:
+            if held.kind != "evaluate":
+                self._appetite.failed(now)
             self._fail(event.task, event.reason)
 
     def _on_model_broken(self, event: ModelBroken) -> None:
         self._app_is_free(event.task)
         if self._downloads.broken(event.digest):
-            self._note("warning", "a model is not what its digest says; it is fetched once more")
+            self._notify(Moment.MODEL_REFETCHED, reason="it is not what its digest says")
         else:
             self._fail_on_model(event.digest, "digest")
 
@@ -252,7 +253,7 @@ class Session:
 
     def _on_outbox_failed(self, event: OutboxFailed) -> None:
         if self._uploads.forget(event.task) is not None:
-            self._note("error", "an update is lost", task=event.task, reason=event.reason)
+            self._notify(Moment.UPDATE_LOST, task=event.task, reason=event.reason)
             self._send_fail(event.task, "the update can no longer be read")
 
     def _on_message(self, message: wire.Message, payload: memoryview | None, now: float) -> None:
@@ -283,7 +284,8 @@ class Session:
                 if self._uploads.grant(message, now):
                     self._connection.said(now)
             case wire.Wait():
-                self._uploads.wait(message, now)
+                if self._uploads.wait(message, now):
+                    self._notify(Moment.UPDATE_DELAYED, task=message.task, retry_s=message.retry_s)
             case wire.Error():
                 self._on_error(message, now)
 
@@ -297,8 +299,8 @@ class Session:
             self._appetite.doubt()  # no HELLO of ours says what this session began with
         self._downloads.void()
         for entry in self._uploads.keep_only(terms.federation):
-            self._note(
-                "warning", "dropped an update of another federation", task=entry.task, of=entry.federation
+            self._notify(
+                Moment.UPDATE_LOST, task=entry.task, reason=f"of another federation, {entry.federation}"
             )
         if self._federation not in (None, terms.federation):
             for task in self._tasks.all():
@@ -378,6 +380,7 @@ class Session:
             case "busy":
                 self._downloads.busy(message.version, message.offset, now)
             case "gone" if message.version is not None:
+                self._downloads.gone(message.version)
                 for task in self._tasks.on_version(message.version):
                     if not self._downloads.is_ready(task):
                         self._fail(task.task, f"version {message.version} is gone")
@@ -488,7 +491,7 @@ class Session:
         if self.phase is Phase.OPEN:
             self._notify(Moment.DISCONNECTED, reason=reason)
         else:
-            self._note("warning", "not connected", reason=reason)
+            self._notify(Moment.NOT_CONNECTED, reason=reason)
         self._downloads.void()
         self._connection.close(now, retry_s)
 

@@ -2,6 +2,8 @@
 
     STATE/lock        held (flock) while a process works here; says which
     STATE/instance    16 random bytes: this worker's identity to the broker, for good
+    STATE/worker.key, worker.secret, broker.key
+                      its keys, where the broker has some (`keys.py`)
     STATE/models/     model cache (`models.py`)
     STATE/outbox/     updates not yet acknowledged (`outbox.py`)
 
@@ -57,8 +59,10 @@ class StateFolder:
                 os.close(self._lock)
                 raise
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "make room and start again" if full else "choose one that is writable"
             raise StateError(
-                f"the state folder {self.path} cannot be used: {error.strerror}; choose one that is writable"
+                f"the state folder {self.path} cannot be used: {error.strerror}; {advice}"
             ) from error
 
     @property

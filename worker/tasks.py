@@ -39,6 +39,11 @@ class Tasks:
     def __contains__(self, task: bytes) -> bool:
         return task in self._held
 
+    def get(self, task: bytes) -> wire.Task | None:
+        """The task in hand with this id."""
+        held = self._held.get(task)
+        return held.task if held else None
+
     def ids(self) -> tuple[bytes, ...]:
         """The tasks in hand."""
         return tuple(self._held)

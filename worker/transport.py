@@ -45,6 +45,7 @@ _MONITORED: Final = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_DISCONNECTED
 )
 
@@ -61,6 +62,22 @@ class CurveKeys(msgspec.Struct, frozen=True):
     public: str
     secret: str
 
+    def __repr__(self) -> str:
+        return f"CurveKeys(server={self.server!r}, public={self.public!r}, secret=…)"
+
+
+def new_pair() -> tuple[str, str]:
+    """A new public key, which begins with a letter or digit (no shell takes it for an option), and its secret."""
+    while True:
+        public, secret = (half.decode() for half in zmq.curve_keypair())
+        if public[0].isalnum():
+            return public, secret
+
+
+def public_of(secret: str) -> str:
+    """The public half of a secret key."""
+    return zmq.curve_public(secret.encode()).decode()
+
 
 class Transport:
     """One DEALER at a time, to one broker.
@@ -71,6 +88,8 @@ class Transport:
         ``tcp://host:port`` or ``ipc://path``.
     keys
         For CURVE; None speaks in the clear.
+    invite
+        The keys of this worker's invite, and until when that holds, in words.
 
     Raises
     ------
@@ -78,11 +97,15 @@ class Transport:
         When the address is none, or a key is not one.
     """
 
-    def __init__(self, address: str, keys: CurveKeys | None = None) -> None:
+    def __init__(
+        self, address: str, keys: CurveKeys | None = None, invite: tuple[CurveKeys, str] | None = None
+    ) -> None:
         if not address.startswith(("tcp://", "ipc://")):
             raise ConfigError(f"connect must be tcp://host:port or ipc://path, got {address!r}")
         self._address = address
         self._keys = keys
+        self._invite = invite
+        self._is_invited = False
         self._context = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
         self._waker, self._alarm = socket.socketpair()
@@ -100,15 +123,18 @@ class Transport:
         self.sent_bytes = 0
         self.received_bytes = 0
         try:
-            self.open()  # a wrong address or key is found out here, not in the I/O thread
+            # A wrong address or key is found out here, not in the I/O thread. This may already connect, for a moment.
+            self.open(invited=True)
             self.close()
         except (zmq.ZMQError, ValueError) as error:
             self.terminate()
             raise ConfigError(f"cannot connect to {address!r}: {error}") from error
 
-    def open(self) -> None:
-        """A new socket, which connects by itself, for as long as it takes."""
+    def open(self, *, invited: bool = False) -> None:
+        """A new socket, which connects by itself, for as long as it takes; with the invite's key if asked to."""
         self.close()
+        self._is_invited = invited and self._invite is not None
+        keys = self._invite[0] if invited and self._invite is not None else self._keys
         dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         options: dict[int, Any] = {
             zmq.LINGER: 0,
@@ -130,10 +156,10 @@ class Transport:
             dealer.setsockopt(option, value)
         self._socket = dealer
         self._waits_to_send = False
-        if self._keys is not None:
-            dealer.curve_serverkey = self._keys.server.encode()
-            dealer.curve_publickey = self._keys.public.encode()
-            dealer.curve_secretkey = self._keys.secret.encode()
+        if keys is not None:
+            dealer.curve_serverkey = keys.server.encode()
+            dealer.curve_publickey = keys.public.encode()
+            dealer.curve_secretkey = keys.secret.encode()
         self._monitor = dealer.get_monitor_socket(_MONITORED)
         self._poller.register(dealer, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
@@ -269,13 +295,30 @@ class Transport:
                 case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     events.append(Opened())
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                    events.append(Refused("this worker's key is not on its list"))
+                    events.append(Refused(self._why_refused()))
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                    events.append(
-                        Refused(f"what listens at {self._address} does not speak as this worker does")
-                    )
+                    events.append(Refused(self._why_strange()))
+                case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                    # Without keys it is a broker that is just ending, and libzmq tries again.
+                    if self._keys is not None:
+                        events.append(Refused(self._why_broken()))
                 case _:
                     events.append(Lost())
+
+    def _why_refused(self) -> str:
+        if self._is_invited and self._invite is not None:
+            until = self._invite[1]
+            return f"the broker does not take this invite, which held until {until}: expired, or withdrawn"
+        public = "" if self._keys is None else f": {self._keys.public}"
+        return f"this worker's key is not on its list{public}"
+
+    def _why_strange(self) -> str:
+        hint = "it may want a key (--server-key)" if self._keys is None else "it may have no keys"
+        return f"what listens at {self._address} does not speak as this worker does: {hint}"
+
+    def _why_broken(self) -> str:
+        server = "" if self._keys is None else self._keys.server
+        return f"what listens at {self._address} broke off the handshake: it may have no keys, or other than {server}"
 
     def _complain(self, error: ProtocolError) -> None:
         now = time.monotonic()

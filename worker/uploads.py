@@ -22,7 +22,7 @@ from typing import Final
 from fedmq.fedcore import wire
 
 from .entry import Entry
-from .events import Action, DeleteOutbox, Send, SendStored
+from .events import Action, DeleteOutbox, Moment, Notify, Send, SendStored
 from .pace import Pace
 
 OFFERS_MAX: Final = 4
@@ -44,12 +44,13 @@ class Stage(Enum):
 class Upload:
     """One entry and its progress in this session."""
 
-    __slots__ = ("entry", "is_told", "limit", "moved_at", "position", "retry_at", "stage")
+    __slots__ = ("entry", "is_told", "limit", "moved_at", "offers", "position", "retry_at", "stage")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.is_told = False
         """The broker has heard in this session that there is a result."""
+        self.offers = 0
         self.stage = Stage.IDLE
         self.position = 0
         self.limit = 0
@@ -216,6 +217,10 @@ class Uploads:
         entry = upload.entry
         upload.stage = Stage.OFFERED
         upload.moved_at = now
+        upload.offers += 1
+        if upload.offers > 1:
+            about = {"task": entry.task, "version": entry.base, "offers": upload.offers}
+            self._emit(Notify(Moment.UPDATE_RESENT, about))
         if self._is_inline(entry):
             self._emit(SendStored(entry.offer(), 0, entry.size))
         else:

@@ -19,7 +19,7 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedmq.fedcore import codecs, wire
 from fedmq.fedcore.errors import ConfigError, ConnectError
@@ -35,6 +35,12 @@ from .session import Identity, Session
 from .state import StateFolder
 from .transport import CurveKeys, Transport
 
+if TYPE_CHECKING:
+    from fedmq.fedcore.keys import Token
+
+    from .enrolment import Enrolment
+    from .keys import Credentials
+
 log = logging.getLogger("fedmq.worker")
 
 
@@ -46,8 +52,8 @@ class Worker:
     app : object or str
         The client app: an object with ``fit`` and ``evaluate`` (see `fedmq.worker.ClientApp`), whatever else
         `fedmq.worker.client.resolve_app` takes, or ``"module:attribute"``.
-    connect : str
-        The broker, ``tcp://host:port`` or ``ipc://path``.
+    connect : str, optional
+        The broker, ``tcp://host:port`` or ``ipc://path``. May be left out where the invite says it.
     state : path-like, optional
         The state folder. With it, unsent updates and fetched models outlive the process, without it not.
     name : str, optional
@@ -65,8 +71,14 @@ class Worker:
         Called as ``on_event(moment, fields)`` with a `Moment`, in a thread of its own.
     may_train : callable, optional
         Asked every second. While it answers False no task is taken and none is begun; one that runs goes on.
+    server_key : str or path-like, optional
+        The public key of a broker with keys, or a file that holds it. This worker's own key is made in the state
+        folder at first use; its public half is logged, and in ``worker.key`` there.
+    invite : str or path-like, optional
+        An invite's token, or a file that holds it, with which this worker registers its key by itself. It says
+        the broker's key, and perhaps where the broker is.
     keys : CurveKeys, optional
-        For a broker that wants them.
+        All keys, from a program that keeps them itself.
     fsync : bool
         Make updates durable against power loss before they are offered. Without it they survive the process.
 
@@ -79,7 +91,7 @@ class Worker:
     def __init__(
         self,
         app: object,
-        connect: str,
+        connect: str | None = None,
         state: str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
@@ -89,6 +101,8 @@ class Worker:
         slots: int = 2,
         on_event: OnEvent | None = None,
         may_train: MayTrainFunction | None = None,
+        server_key: str | os.PathLike[str] | None = None,
+        invite: str | os.PathLike[str] | None = None,
         keys: CurveKeys | None = None,
         fsync: bool = False,
     ) -> None:
@@ -108,7 +122,11 @@ class Worker:
         self._app: ClientApp = (
             load_app(app, node=self._node) if isinstance(app, str) else resolve_app(app, node=self._node)
         )
-        self._connect = connect
+        self._server_key, self._token = _read_keys(server_key, invite, state, keys)
+        where = connect or ("" if self._token is None else self._token.connect)
+        if not where:
+            raise ConfigError("connect is missing: where is the broker? Such as tcp://host:5560")
+        self._connect = where
         self._state = state
         self._name = name
         self._tags = tuple(tags)
@@ -243,17 +261,22 @@ class Worker:
         folder = StateFolder(self._state, owner=f"worker {self._name or ''}".strip())
         transport: Transport | None = None
         try:
-            name = self._name or f"{socket.gethostname()[:64]}-{folder.instance.hex()[:6]}"
+            invited = "" if self._token is None else self._token.name
+            name = self._name or invited or f"{socket.gethostname()[:64]}-{folder.instance.hex()[:6]}"
             outbox = Outbox(folder.outbox, fsync=self._fsync)
             models = ModelCache(folder.models)
-            transport = Transport(self._connect, self._keys)
+            credentials = self._credentials(folder)
+            if credentials is None:
+                transport = Transport(self._connect, self._keys)
+            else:
+                transport = Transport(self._connect, credentials.own, credentials.invite)
             session = Session(
                 self._identity(name, folder.instance),
                 rng=random.Random(os.urandom(16)),
                 outbox=outbox.load(),
                 models=models.lengths(),
             )
-            body = Body(session, transport, outbox, models, name)
+            body = Body(_mind(session, credentials), transport, outbox, models, name)
             body.runner = Runner(self._app, self._node, models, outbox, body.post)
             body.hooks = Hooks(self._on_event, self._may_train, body.post)
             running = _Running(body, transport, folder, outbox)
@@ -269,6 +292,15 @@ class Worker:
         log.info("connecting to %s", self._connect, extra={"worker": name, "state": str(folder.path)})
         return running
 
+    def _credentials(self, folder: StateFolder) -> "Credentials | None":
+        """This worker's keys, where it has some or needs some."""
+        asked = self._server_key is not None or self._token is not None
+        if not asked and (self._keys is not None or not (folder.path / "broker.key").exists()):
+            return None
+        from . import keys
+
+        return keys.load(folder.path, self._server_key, self._token)
+
     def _identity(self, name: str, instance: bytes) -> Identity:
         makes_initial = callable(getattr(self._app, "initial", None))
         return Identity(
@@ -280,6 +312,37 @@ class Worker:
             tags=self._tags,
             slots=self._slots,
         )
+
+
+def _read_keys(
+    server_key: str | os.PathLike[str] | None,
+    invite: str | os.PathLike[str] | None,
+    state: str | os.PathLike[str] | None,
+    keys: CurveKeys | None,
+) -> "tuple[str | None, Token | None]":
+    """The broker's public key and the invite, as far as they were given."""
+    if server_key is None and invite is None:
+        return None, None
+    from fedmq.fedcore.keys import read_public, read_token
+
+    if keys is not None:
+        raise ConfigError("keys holds everything; leave out server_key and invite, or keys")
+    if state is None:
+        raise ConfigError("server_key and invite need state: a folder in which this worker's key is kept")
+    server = None if server_key is None else read_public(server_key)
+    token = None if invite is None else read_token(invite)
+    if token is not None and server not in (None, token.server):
+        raise ConfigError("server_key is not the key of the broker that the invite is from; leave one out")
+    return server, token
+
+
+def _mind(session: Session, credentials: "Credentials | None") -> "Session | Enrolment":
+    """The session, behind its enrolment where this worker was invited."""
+    if credentials is None or credentials.invite is None:
+        return session
+    from .enrolment import Enrolment
+
+    return Enrolment(session, credentials.public, is_new=credentials.is_new)
 
 
 class _Running:

@@ -16,6 +16,8 @@ from typing import Literal
 
 from fedmq.fedcore.errors import StateError
 
+from .refusals import FULL
+
 APPLICATION_ID = 0x464D5131  # "FMQ1": tells a journal from anybody else's SQLite file
 BUSY_S = 10.0
 
@@ -158,8 +160,15 @@ def open_writer(path: Path, durability: Literal["fsync", "os"]) -> sqlite3.Conne
     return connection
 
 
-def open_reader(path: Path) -> sqlite3.Connection:
+def open_reader(path: Path, *, oldest: int | None = None) -> sqlite3.Connection:
     """Open the journal for reading, whether or not a broker is writing it.
+
+    Parameters
+    ----------
+    path : Path
+        The database file.
+    oldest : int, optional
+        The oldest schema that will do; by default only this version's.
 
     Raises
     ------
@@ -192,7 +201,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
             if isinstance(error, StateError):
                 raise
             raise unusable(path, error) from error
-        if schema != SCHEMA:
+        if schema < (SCHEMA if oldest is None else oldest):
             connection.close()
             raise StateError(
                 f"{path} has schema {schema}, this version reads {SCHEMA}: start its broker once, it migrates"
@@ -208,7 +217,7 @@ def unusable(path: Path, error: sqlite3.Error) -> StateError:
     if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
         return StateError(f"the journal {path} is damaged ({error}): restore the state folder from a backup")
     if name == "SQLITE_FULL":
-        return StateError(f"the journal {path} cannot grow: the disk is full")
+        return StateError(f"the journal {path} cannot grow: {FULL}")
     return StateError(f"the journal {path} cannot be used: {error} ({name or type(error).__name__})")
 
 

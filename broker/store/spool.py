@@ -23,6 +23,7 @@ from fedmq.fedcore.codecs import is_encoding
 from fedmq.fedcore.errors import StateError
 
 from ..events import Sealed
+from .refusals import patiently, unwritten
 from .versions import sync_folder
 
 __all__ = ["SYNC_BYTES", "Spool"]
@@ -143,19 +144,7 @@ class Spool:
         """
         path = self.path(task)
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                stop = size if stop is None else stop
-                if not 0 <= start <= stop <= size:
-                    raise StateError(f"{path} is damaged: {size} bytes, expected at least {stop}")
-                if start == stop:
-                    return memoryview(b"")
-                # A map starts at a whole page.
-                first = start - start % mmap.ALLOCATIONGRANULARITY
-                view = memoryview(
-                    mmap.mmap(file.fileno(), stop - first, access=mmap.ACCESS_READ, offset=first)
-                )
-                return view[start - first :]
+            return patiently(lambda: _mapped(path, start, stop))
         except OSError as error:
             raise StateError(f"{path} cannot be read: {error}") from error
 
@@ -186,7 +175,7 @@ class Spool:
             os.close(upload.descriptor)
 
     def _refused(self, task: bytes, error: OSError) -> StateError:
-        return StateError(f"{self.path(task)} cannot be written: {error.strerror}")
+        return unwritten(self.path(task), error)
 
 
 class _Upload:
@@ -199,7 +188,7 @@ class _Upload:
         self.synced = 0
         self.digest = xxhash.xxh3_128()
         self.norm = kernels.Norm(encoding) if is_encoding(encoding) else None
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.descriptor = patiently(lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         try:
             if os.fstat(self.descriptor).st_size > size:
                 os.ftruncate(self.descriptor, 0)
@@ -227,6 +216,20 @@ class _Upload:
         if self.norm is not None:
             self.norm.update(data)
         self.length += len(data)
+
+
+def _mapped(path: Path, start: int, stop: int | None) -> memoryview:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        stop = size if stop is None else stop
+        if not 0 <= start <= stop <= size:
+            raise StateError(f"{path} is damaged: {size} bytes, expected at least {stop}")
+        if start == stop:
+            return memoryview(b"")
+        # A map starts at a whole page.
+        first = start - start % mmap.ALLOCATIONGRANULARITY
+        view = memoryview(mmap.mmap(file.fileno(), stop - first, access=mmap.ACCESS_READ, offset=first))
+        return view[start - first :]
 
 
 def _ours(path: Path) -> bool:

@@ -80,6 +80,7 @@ class StateFolder:
         self._lock = lock
         self._before = before
         """What of `_OURS` was there; None where there was no folder."""
+        self._is_kept = False
         self.is_new = not (path / "federation.json").exists()
         self.id = ""
         self.mac_key = b""
@@ -115,7 +116,7 @@ class StateFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.is_new and self._lock >= 0:
+        if error is not None and self.is_new and not self._is_kept and self._lock >= 0:
             self._undo()
         self.close()
 
@@ -181,6 +182,10 @@ class StateFolder:
             replace(self.path / "endpoint", f"{endpoint}\n".encode())
         except OSError as error:
             raise unwritable(self.path, error) from error
+
+    def keep(self) -> None:
+        """The start has succeeded. Whatever fails from now on, nothing is taken away: updates may be in there."""
+        self._is_kept = True
 
     def close(self) -> None:
         """Let others use the folder."""

@@ -33,11 +33,15 @@ from fedmq.fedcore import model_file
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.layout import Flat, Layout
 
+from .refusals import patiently, unwritten
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["VersionStore", "VersionWriter", "sync_folder"]
+__all__ = ["VersionStore", "VersionWriter", "sync_folder", "versions_in"]
 
+MAPS_MAX = 64
+"""Files that stay mapped, those that were used last: each mapping holds a descriptor, and many versions may be kept."""
 _NAME: Final = re.compile(r"v(\d{8,})\.(?:safetensors|([a-z]+)\.f32)(\.new)?")
 
 
@@ -86,8 +90,7 @@ class VersionStore:
 
     def versions(self) -> tuple[int, ...]:
         """The versions whose files are there, ascending."""
-        found = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
-        return tuple(sorted(int(match[1]) for match in found if match and not match[2] and not match[3]))
+        return versions_in(self._folder)
 
     def path(self, version: int) -> Path:
         """Where a version's file is, or would be."""
@@ -191,7 +194,7 @@ class VersionStore:
 
     def _map(self, path: Path, what: str) -> memoryview:
         with self._lock:
-            view = self._maps.get(path)
+            view = self._maps.pop(path, None)
             if view is None:
                 try:
                     with path.open("rb") as file:
@@ -200,7 +203,9 @@ class VersionStore:
                     raise StateError(f"{what} is not kept in {self._folder}") from None
                 except (OSError, ValueError) as error:
                     raise StateError(f"{path} cannot be read: {error}") from error
-                self._maps[path] = view
+                if len(self._maps) >= MAPS_MAX:
+                    del self._maps[next(iter(self._maps))]  # whoever still reads it keeps it mapped
+            self._maps[path] = view
             return view
 
     def _unlink(self, path: Path) -> None:
@@ -209,7 +214,7 @@ class VersionStore:
             path.unlink(missing_ok=True)
 
     def _unlink_states(self, is_doomed: Callable[[int], bool]) -> None:
-        for path in list(self._folder.iterdir()):
+        for path in patiently(lambda: list(self._folder.iterdir())):
             match = _NAME.fullmatch(path.name)
             if match and match[2] and not match[3] and is_doomed(int(match[1])):
                 self._unlink(path)
@@ -230,10 +235,10 @@ class VersionWriter:
         self._size = 0
         try:
             for slot, target in self._paths.items():
-                self._files[slot] = _temporary(target).open("wb", buffering=0)
+                self._files[slot] = _opened(_temporary(target))
         except OSError as error:
             self._discard()
-            raise StateError(f"{path} cannot be written: {error}") from error
+            raise unwritten(path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -267,7 +272,7 @@ class VersionWriter:
             if self._fsync:
                 sync_folder(self._path.parent)
         except OSError as error:
-            raise StateError(f"{self._path} cannot be written: {error}") from error
+            raise unwritten(self._path, error) from error
         return model_file.Written(self._size, self._digest.digest())
 
     def _append(self, slot: str, view: memoryview) -> None:
@@ -278,7 +283,7 @@ class VersionWriter:
             while rest:
                 rest = rest[self._files[slot].write(rest) :]
         except OSError as error:
-            raise StateError(f"{self._path} cannot be written: {error}") from error
+            raise unwritten(self._path, error) from error
 
     def _discard(self) -> None:
         for file in self._files.values():
@@ -287,9 +292,15 @@ class VersionWriter:
             _temporary(target).unlink(missing_ok=True)
 
 
+def versions_in(folder: Path) -> tuple[int, ...]:
+    """The versions whose files are in a folder, ascending."""
+    found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return tuple(sorted(int(match[1]) for match in found if match and not match[2] and not match[3]))
+
+
 def sync_folder(folder: Path) -> None:
     """Make a folder's names durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = patiently(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
     try:
         os.fsync(descriptor)
     finally:
@@ -298,3 +309,7 @@ def sync_folder(folder: Path) -> None:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(target.name + ".new")
+
+
+def _opened(path: Path) -> BinaryIO:
+    return patiently(lambda: path.open("wb", buffering=0))

@@ -25,7 +25,7 @@ HELLO: Final = (
     b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)  # the greeting
     + bytes((_COMMAND, len(_READY))) + _READY
 )  # fmt: skip
-"""What is sent first: greeting and READY; the peer's need not be awaited."""
+"""What is sent first: greeting and READY. Messages wait until the peer's READY is here."""
 
 
 def frames_to_bytes(frames: Sequence[bytes | bytearray | memoryview]) -> bytes:

@@ -53,8 +53,14 @@ class Key(typing.NamedTuple):
         return str((self.meta.extra or {}).get("as", ""))
 
 
-def load(path: str | Path) -> Config:
+def load(path: str | Path, *, insecure: bool = False) -> Config:
     """Read and check a federation.toml.
+
+    Parameters
+    ----------
+    path : path
+    insecure : bool
+        As if the file said ``security.insecure = true``.
 
     Raises
     ------
@@ -69,7 +75,11 @@ def load(path: str | Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
-        return parse(text, base_dir=path.parent)
+        tables = _toml(text)
+        security = tables.get("security", {})
+        if insecure and isinstance(security, Mapping):
+            tables["security"] = {**security, "insecure": True}
+        return parse(tables, base_dir=path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

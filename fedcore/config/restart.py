@@ -22,9 +22,11 @@ FREE_KEYS = frozenset(
         "federation.state",
         "model.max_bytes",
         "mode.concurrency",
+        "mode.tasks_per_worker",
         "mode.min_available",
         "mode.deadline_s",
         "aggregate.max_update_norm",
+        "aggregate.max_examples",
     }
 )
 

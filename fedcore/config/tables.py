@@ -20,6 +20,8 @@ from msgspec import Meta, Struct
 from fedmq.fedcore.errors import ConfigError
 
 MIB = 1 << 20
+MEMORY_MIN = 64 * MIB
+"""What a broker needs besides uploads: the interpreter, kernels' tiles, connections."""
 APP_PATTERN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 _LOSS_WORDS = ("loss", "error", "perplexity", "rmse", "mse", "mae")
 
@@ -63,13 +65,7 @@ class Federation(Table, frozen=True):
         """Whether `bind` can be reached from this machine only."""
         if self.bind.startswith("ipc://"):
             return True
-        host = self.bind.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:  # an interface or a name: assume that others reach it
-            return False
+        return _is_loopback(self.bind.removeprefix("tcp://"))
 
 
 class Model(Table, frozen=True):
@@ -117,6 +113,9 @@ class AsyncMode(Table, frozen=True, tag_field="kind", tag="async"):
     hinge_threshold: Annotated[
         int, Meta(ge=0, description="b of the hinge: up to it an update counts in full.")
     ] = 4
+    tasks_per_worker: Annotated[
+        int, Meta(ge=1, description="Fit tasks that one worker may have at a time, of all that are out.")
+    ] = 16
     one_per_worker: Annotated[bool, Meta(description="At most one update of a worker in a buffer.")] = False
 
 
@@ -150,6 +149,10 @@ class Aggregate(Table, frozen=True):
     max_update_norm: Annotated[
         float, Meta(gt=0, le=1e30, description="An update with a larger L2 norm is rejected.")
     ] = 1e6
+    max_examples: Annotated[
+        int,
+        Meta(ge=1, le=10**9, description="An update that claims more is rejected; bounds its weight."),
+    ] = 100_000_000
     encoding: Annotated[
         Literal["f32", "f16", "bf16", "i8"],
         Meta(description="4, 2, 2 or about 1 byte a parameter."),
@@ -315,16 +318,51 @@ class Network(Table, frozen=True):
     credit_budget: Annotated[
         int, Meta(ge=1024, extra=_SIZE, description="Uploads in flight, all workers together.")
     ] = 32 * MIB
+    memory_limit: Annotated[
+        int,
+        Meta(
+            ge=0,
+            extra=_SIZE,
+            description="Beyond it all connections are closed and made anew, rather than die. 0: no limit.",
+        ),
+    ] = 1024 * MIB
+    http: Annotated[
+        str,
+        Meta(
+            pattern=r"^(([^\s:/\[\]]+|\[[0-9A-Fa-f:.%]+\]):(\d{1,5}|\*))?$",
+            extra={"form": '"host:port"'},
+            description="Where /metrics, /healthz and /readyz are served, such as 127.0.0.1:9560.",
+        ),
+    ] = ""
+    http_public: Annotated[
+        bool, Meta(description="Allow http beyond loopback: anybody there can read how the federation does.")
+    ] = False
+
+    @property
+    def http_loopback(self) -> bool:
+        """Whether `http` is off, or can be reached from this machine only."""
+        return not self.http or _is_loopback(self.http)
 
 
 class Security(Table, frozen=True):
-    """Who may connect."""
+    """Who may connect. With keys everything is encrypted, and only workers on the allowlist get in."""
 
     keys: Annotated[
-        str, Meta(extra=_PATH, description="Folder with CURVE keys; for a later version, which encrypts.")
+        str,
+        Meta(
+            extra=_PATH,
+            description='Folder with the broker\'s keys; "fedmq keys new broker" makes keys/broker.key, which '
+            'workers need (--server-key), and keys/broker.secret. "fedmq keys allow" and "fedmq keys invite" let '
+            "workers in.",
+        ),
     ] = ""
     allowlist: Annotated[
-        str, Meta(extra=_PATH, description="File with the keys of the workers that may connect; as keys.")
+        str,
+        Meta(
+            extra=_PATH,
+            description="File with the keys of the workers that may connect; read again when it changes. "
+            'Empty: "allowlist" in the folder of keys.',
+        ),
     ] = ""
     insecure: Annotated[
         bool, Meta(description="Allow a bind beyond loopback: anybody can join and read.")
@@ -418,6 +456,11 @@ def _check_network(config: Config) -> None:
             f"network.lease_s is {network.lease_s:g}; it must be more than twice network.beat_s, "
             f"which is {network.beat_s:g}"
         )
+    if 0 < network.memory_limit < 2 * network.credit_budget + MEMORY_MIN:
+        raise ConfigError(
+            f"network.memory_limit is {network.memory_limit} bytes; it must be 0 or at least "
+            f"{2 * network.credit_budget + MEMORY_MIN}: twice network.credit_budget, and {MEMORY_MIN} for the rest"
+        )
     if network.credit_budget < network.block:
         raise ConfigError(
             f"network.credit_budget is {network.credit_budget} bytes; it must be at least network.block, "
@@ -429,9 +472,26 @@ def _check_network(config: Config) -> None:
         )
     if not (config.federation.loopback or security.keys or security.insecure):
         raise ConfigError(
-            f'federation.bind is "{config.federation.bind}", which others can reach; bind to loopback and use '
-            "a tunnel, or set security.insecure = true to let anybody join and read"
+            f'federation.bind is "{config.federation.bind}", which others can reach; set security.keys, so that '
+            "only workers that you allow can join, or security.insecure = true (or --insecure) to let anybody "
+            "join and read"
         )
+    if not (network.http_loopback or network.http_public):
+        raise ConfigError(
+            f'network.http is "{network.http}", which others can reach; bind to loopback and let a proxy or an '
+            "agent on this machine pass it on, or set network.http_public = true to let anybody read it"
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether ``host:port`` can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # an interface or a name: assume that others reach it
+        return False
 
 
 def _show(value: object) -> str:

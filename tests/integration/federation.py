@@ -158,6 +158,8 @@ class Federation:
         self.state = folder / "state"
         self.toml = folder / "federation.toml"
         self.endpoint = ""
+        self.through = ""
+        """A proxy's address, where workers are to reach their broker through one."""
         self.broker: Child | None = None
         self.workers: dict[str, Child | Program] = {}
         self._env = {**os.environ, **path_with_apps(), "OPENBLAS_NUM_THREADS": "1", **(env or {})}
@@ -198,7 +200,16 @@ class Federation:
     def start_worker(self, name: str, app: str = "tiny:App", *options: str, **node: object) -> Child:
         """Start one worker, or start it again on its state folder."""
         settings = [part for key, value in node.items() for part in ("--node", f"{key}={value}")]
-        arguments = ("--connect", self.endpoint, "--app", app, "--name", name, "--state", name)
+        arguments = (
+            "--connect",
+            self.through or self.endpoint,
+            "--app",
+            app,
+            "--name",
+            name,
+            "--state",
+            name,
+        )
         child = self.workers[name] = self.spawn(name, "worker", *arguments, *settings, *options)
         return child
 

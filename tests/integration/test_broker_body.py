@@ -52,6 +52,7 @@ from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.threads import Commits, Halt, Notice, Service, Spooler, write_initial
 from fedmq.broker.transport import Transport, Wires
+from fedmq.broker.watchdog import Watchdog
 from fedmq.fedcore import model_file, wire
 from fedmq.fedcore.errors import ConfigError, ConnectError, StateError
 
@@ -154,6 +155,7 @@ class Rig:
             folder=idle,
             judge=idle,
             versions=self.versions,
+            watchdog=Watchdog(0),
             notes=NoteLog(__import__("logging").getLogger("fedmq.broker.test")),
             figures=lambda: {"endpoint": self.transport.endpoint},
         )

@@ -225,6 +225,30 @@ def test_a_signal_drains_and_exits_with_0(
         assert broker.status()["version"] == 0
 
 
+def test_a_first_run_that_ends_badly_leaves_its_folder(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while everything is closed, on a full disk say, must not undo what was acknowledged long before."""
+    close = Journal.close
+    full = [StateError("the disk is full")]
+
+    def refused(self: Journal) -> None:
+        close(self)
+        while full:
+            raise full.pop()
+
+    monkeypatch.setattr(Journal, "close", refused)
+    broker = Broker(settings).start()
+    worker = Worker(broker.endpoint)
+    worker.offer(worker.expect(wire.Task))
+    assert worker.expect(wire.Ack).result == "accepted"
+    worker.close()
+    with pytest.raises(StateError, match="the disk is full"):
+        broker.stop()
+    with Broker(settings) as again:
+        assert again.status()["updates"]["accepted"] == 1
+
+
 def test_two_brokers_do_not_share_a_state_folder(settings: dict[str, Any]) -> None:
     """The second one says who has it; the first one goes on."""
     with Broker(settings) as broker:

@@ -1,4 +1,4 @@
-"""The broker of a simulation: the real mind and the real journal, around them a body on virtual time.
+"""The broker of a simulation: the real mind, journal, stores and fold, around them a body on virtual time.
 
 It keeps the promises of `fedmq.broker.events`, each thread being a line with random delays, and hands what it
 sees to an auditor, who knows what must never happen.
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from fedmq.broker import opening
@@ -17,7 +18,6 @@ from fedmq.broker.coordinator import Coordinator
 from fedmq.broker.events import (
     Action,
     Adopt,
-    Adopted,
     Collect,
     Commit,
     Discard,
@@ -31,34 +31,39 @@ from fedmq.broker.events import (
     Folded,
     Note,
     OpenUpload,
-    PartWritten,
     Received,
     Reply,
     Seal,
-    Sealed,
     Send,
     SendBlock,
     SendTask,
     Tell,
     Tick,
     Unreachable,
-    UploadOpened,
     Wake,
     WritePart,
 )
-from fedmq.broker.rows import Row, VersionInfo, VersionRow
+from fedmq.broker.mechanism import mechanism
+from fedmq.broker.rows import Recovered, Row, VersionRow
+from fedmq.broker.store import schema
 from fedmq.broker.store.journal import Journal
+from fedmq.broker.store.spool import Spool
+from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.tasks import TaskIds
-from fedmq.fedcore import wire
-from fedmq.fedcore.config import AsyncMode, Config
+from fedmq.broker.threads import Folder as Folding
+from fedmq.broker.threads import Spooler, Spooling, write_initial
+from fedmq.cli.simulate.promises import Promises
+from fedmq.cli.simulate.schedule import Line, Schedule
+from fedmq.fedcore import model_file, wire
+from fedmq.fedcore.config import AsyncMode
+from fedmq.fedcore.errors import StateError
 
 from .audit import Audit
-from .disks import BrokerDisk, Spool
+from .disks import Disks
 from .network import Network, Parcel
 from .process import Process
-from .schedule import Line, Schedule
-
-LAYOUT = b"layout"
+from .recompute import MASTER_KEY
+from .scenario import Scenario
 
 
 class Broker(Process):
@@ -66,68 +71,51 @@ class Broker(Process):
 
     Parameters
     ----------
-    schedule, rng
-    config : Config
-    elements : int
-        Of the model's flat vector.
-    model_bytes : int
-        Of a version's file.
-    fsync_s : float
-        Of the journal, at most, as a rule.
-    audit : Audit
+    scenario : Scenario
+    schedule, rng, audit, disks
     """
 
+    kind = "broker"
+
     def __init__(
-        self,
-        schedule: Schedule,
-        rng: random.Random,
-        *,
-        config: Config,
-        elements: int,
-        model_bytes: int,
-        fsync_s: float,
-        audit: Audit,
+        self, scenario: Scenario, schedule: Schedule, rng: random.Random, audit: Audit, disks: Disks
     ) -> None:
         super().__init__("broker")
         self.network: Network
-        self.disk = BrokerDisk()
         self.mind: Coordinator
         self.exit: Exit | None = None
         self.has_finished = False
         self.replies: dict[int, dict[str, Any]] = {}
+        self.rows: list[Row] = []
+        """Every row that was ever committed, in order."""
+        self._scenario = scenario
+        self._config = scenario.config
         self._schedule = schedule
         self._rng = rng
-        self._config = config
-        self._elements = elements
-        self._model_bytes = model_bytes
-        self._fsync_s = fsync_s
         self._audit = audit
-        if config.model.source != "first-worker":
-            self.disk.rows.append(VersionRow(info=self._info(0, b"initial")))
+        self._folders = [disks.folder("broker", name, self.operates) for name in ("versions", "spool")]
+        # One database for all lives. A crash leaves what was committed, and of a transaction all or nothing.
+        self._dies_in_fold: int | None = None
+        self._db = schema.open_writer(":memory:", "os")  # type: ignore[arg-type]
+        private = self._config.privacy
+        self._mechanism = None if private is None else mechanism(private, private.noise_multiplier)
 
     def start(self) -> None:
-        """Begin a life: open the state folder, make a mind of what is in it."""
+        """Begin a life."""
         self.begin()
         self.exit = None
-        now, config = self._schedule.now, self._config
-        self._journal = Journal.open(
-            ":memory:", "os", wall=lambda: self._schedule.now, clock=lambda: self._schedule.now
-        )
-        self._journal.apply(self.disk.rows)
-        self._spool = Spool(self.disk)
-        recovered = self._open_folder()
-        self._audit.restarted(recovered, self.disk.rows)
-        ids = TaskIds(b"f" * 16, b"k" * 32, self._rng.randbytes(8))
-        self.mind = Coordinator(config, ids, "federation", recovered, now)
-        self._promised: deque[Commit] = deque()
-        self._unwritten: list[Commit] = []
-        self._is_writing = False
+        for folder in self._folders:
+            folder.is_frozen = False
+        self._unwritten: list[tuple[Row, ...]] = []
+        self._writing: list[tuple[Row, ...]] = []
+        self._queued_bytes = 0
         self._wake_at = math.inf
+        self._promises = Promises(self.carry_out)
         self._inbox: Line[Callable[[], None]] = self._line(0.0, 0.003, lambda do: do())
-        self._spool_jobs: Line[Action] = self._line(0.0005, 0.02, self._spooling)
+        self._spool_jobs: Line[Spooling] = self._line(0.0005, 0.02, self._spooling)
         self._folds: Line[Fold] = self._line(0.05, 2.0, self._fold)
         self._judge: Line[Evaluate] = self._line(0.1, 5.0, self._evaluate)
-        self.run(self._begin_mind)
+        self.run(self._open)
 
     def tell(self, event: Event) -> None:
         """Hand an event to the mind."""
@@ -146,11 +134,30 @@ class Broker(Process):
         if self.is_alive:
             self.run(self.tell, Drain())
 
+    def kill_in_fold(self, steps: int, on_death: Callable[[], None]) -> None:
+        """Die while the next version is made, in the disk operation after so many; or else soon after."""
+        self._dies_in_fold, self._on_death = steps, on_death
+
+    def spare(self) -> None:
+        """Take back a death that has not come."""
+        super().spare()
+        self._dies_in_fold = None
+
     def killed(self, *, power_cut: bool) -> None:
         """What goes with the process: connections, and in a power cut what was not synced."""
         self.network.broker_died(silently=power_cut)
+        if self._writing and self._rng.random() < 0.5:
+            self._apply(self._writing)  # the transaction that was being committed: nobody was told
+        self._writing = []
+        self._close_files()
         if power_cut:
-            self.disk.power_cut(self._rng)
+            for folder in self._folders:
+                folder.power_cut(self._rng)
+
+    def close(self) -> None:
+        """Let go of everything, for good."""
+        self._close_files()
+        self._db.close()
 
     def matters(self, action: Action) -> bool:
         """Notes, timers and beats leave no trace."""
@@ -162,11 +169,9 @@ class Broker(Process):
         """Carry out one action."""
         match action:
             case Send(peer, message):
-                self._audit.broker_sends(message, self.disk.rows)
                 self._post(peer, message, None)
             case SendTask(peer, message):
-                self._audit.broker_sends(message, self.disk.rows)
-                self._post(peer, message, self.disk.versions.get(message.version))
+                self._send_task(peer, message)
             case SendBlock(peer, version, offset, length):
                 self._block(peer, version, offset, length)
             case Commit():
@@ -174,9 +179,9 @@ class Broker(Process):
             case Tell(event):
                 self.tell(event)
             case OpenUpload() | WritePart() | Seal() | Discard() | Adopt() | Collect():
-                self._spool_jobs.put(action)
+                self._queue(action)
             case Fold():
-                self._audit.folding(action, self.disk.rows)
+                self._audit.folding(action, self.rows)
                 self._folds.put(action)
             case Evaluate():
                 self._judge.put(action)
@@ -193,8 +198,48 @@ class Broker(Process):
             case _:
                 raise TypeError(f"not an action of the broker's: {type(action).__name__}")
 
-    def _begin_mind(self) -> None:
-        self.carry_out(self.mind.start(self._schedule.now))
+    def _open(self) -> None:
+        """As `fedmq.broker.opening` does it: the journal decides what of the rest is kept."""
+        config, now = self._config, self._schedule.now
+        versions, spool = (folder.path for folder in self._folders)
+        fsync = config.storage.durability == "fsync"
+        self._journal = Journal(
+            versions,
+            self._db,
+            keep_payloads=config.storage.keep_payloads,
+            wall=lambda: self._schedule.now,
+            clock=lambda: self._schedule.now,
+        )
+        self._journal._reader = self._db  # a database in memory has one connection
+        self._versions = VersionStore(versions, fsync=fsync)
+        self._spool = Spool(spool, fsync=fsync)
+        current = self._journal.current()
+        self._versions.recover(None if current is None else current.version)
+        if current is not None:
+            self._versions.verify(current.version, size=current.size, digest=current.digest)
+        elif config.model.source != "first-worker":
+            file = memoryview(initial_model(self._scenario, 0))
+            self._apply([(VersionRow(info=write_initial(self._versions, file, config.model.max_bytes)),)])
+        staleness = config.mode.max_staleness if isinstance(config.mode, AsyncMode) else 0
+        recovered = self._journal.recover(staleness, self._versions.versions())
+        unwanted = opening._unwanted(config, self._journal, self._spool, recovered, staleness)
+        self._spool.delete(sorted(unwanted))
+        self._begin_mind(recovered, now)
+
+    def _begin_mind(self, recovered: Recovered, now: float) -> None:
+        self._audit.restarted(recovered, self.rows)
+        self._spooler = Spooler(self._spool, self._versions, self._config.model.max_bytes)
+        self._folding = Folding(
+            self._config, self._journal, self._versions, self._spool, self._mechanism, MASTER_KEY
+        )
+        ids = TaskIds(b"f" * 16, b"k" * 32, self._rng.randbytes(8))
+        self.mind = Coordinator(self._config, ids, "federation", recovered, now)
+        self.carry_out(self.mind.start(now))
+
+    def _close_files(self) -> None:
+        spool = getattr(self, "_spool", None)
+        if spool is not None:
+            spool.close()
 
     def _line(self, low_s: float, high_s: float, do: Callable[[Any], None]) -> Line[Any]:
         return Line(self._schedule, lambda: self._rng.uniform(low_s, high_s), self.of_this_life(do))
@@ -209,124 +254,112 @@ class Broker(Process):
 
     def _post(self, peer: bytes, message: wire.Message, payload: bytes | None) -> None:
         wire.encode(message, payload)  # which refuses what a worker would
+        self._audit.broker_sends(peer, message, payload, self.rows)
         if not self.network.send(peer, message, payload):
             self._notify(Unreachable(peer))
 
+    def _send_task(self, peer: bytes, task: wire.Task) -> None:
+        try:
+            payload = bytes(self._versions.block(task.version, 0, task.size))
+        except StateError:
+            payload = None
+        self._post(peer, task, payload)
+
     def _block(self, peer: bytes, version: int, offset: int, length: int) -> None:
-        file = self.disk.versions.get(version)
-        if file is None:
+        try:
+            data = bytes(self._versions.block(version, offset, length))
+        except StateError:
             self._post(
                 peer, wire.Error(ref=wire.Fetch.code, why="gone", version=version, offset=offset), None
             )
-        elif self._rng.random() < 0.01:
+            return
+        if self._rng.random() < 0.01:
             self._post(
                 peer, wire.Error(ref=wire.Fetch.code, why="busy", version=version, offset=offset), None
             )
         else:
-            self._post(peer, wire.Block(version=version, offset=offset), file[offset : offset + length])
+            self._post(peer, wire.Block(version=version, offset=offset), data)
 
     def _commit(self, commit: Commit) -> None:
-        if not commit.rows and not self._promised:
-            self.carry_out(commit.then)
-            return
-        self._promised.append(commit)
-        if commit.rows:
-            self._unwritten.append(commit)
-            if not self._is_writing:
-                self._is_writing = True
-                self._schedule.after(self._commit_s(), self.of_this_life(self._write))
-
-    def _commit_s(self) -> float:
-        """An fsync: mostly as quick as the disk is, sometimes behind everybody else's writes."""
-        return self._rng.uniform(0.0, self._fsync_s) if self._rng.random() < 0.95 else 3.0
+        if self._promises.add(commit):
+            self._unwritten.append(commit.rows)
+            if not self._writing:
+                self._write()
 
     def _write(self) -> None:
         """The store thread: whatever has queued becomes durable in one transaction."""
-        commits, self._unwritten = self._unwritten, []
-        self._is_writing = False
-        rows: list[Row] = [row for commit in commits for row in commit.rows]
-        self._journal.apply(rows)
-        self.disk.rows += rows
+        self._writing, self._unwritten = self._unwritten, []
+        self._schedule.after(self._commit_s(), self.of_this_life(self._written))
+
+    def _commit_s(self) -> float:
+        """An fsync: mostly as quick as the disk is, sometimes behind everybody else's writes."""
+        return self._rng.uniform(0.0, self._fsync_s()) if self._rng.random() < 0.95 else 3.0
+
+    def _fsync_s(self) -> float:
+        return self._scenario.fsync_s if self._config.storage.durability == "fsync" else 0.001
+
+    def _written(self) -> None:
+        commits, self._writing = self._writing, []
+        self._apply(commits)
         self._inbox.put(lambda: self._durable(len(commits)))
+        if self._unwritten:
+            self._write()
+
+    def _apply(self, commits: list[tuple[Row, ...]]) -> None:
+        rows = [row for commit in commits for row in commit]
+        self._journal.apply(rows)
+        self.rows += rows
 
     def _durable(self, commits: int) -> None:
-        for _ in range(commits):
-            self.carry_out(self._promised.popleft().then)
-            while self._promised and not self._promised[0].rows:
-                self.carry_out(self._promised.popleft().then)
+        self._promises.keep(commits)
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if self.exit is not None and not self._promised:
+        if self.exit is not None and not self._promises:
             self.has_finished = self.exit.reason != "stopped"
             self.die()
             # What was sent leaves; then the socket closes.
             self._schedule.after(5.0, lambda: None if self.is_alive else self.killed(power_cut=False))
 
-    def _spooling(self, job: Action) -> None:
+    def _queue(self, job: Spooling) -> None:
+        if isinstance(job, WritePart):
+            self._queued_bytes += len(job.data)
+            self._audit.in_memory(self._queued_bytes)
+        self._spool_jobs.put(job)
+
+    def _spooling(self, job: Spooling) -> None:
         match job:
-            case OpenUpload(task, size, encoding):
-                self._notify(UploadOpened(task, self._spool.open(task, size, encoding)))
-            case WritePart(task, offset, data):
-                self._notify(PartWritten(task, self._spool.write(task, offset, bytes(data))))
-            case Seal(task):
-                digest, encoding = self._spool.seal(task)
-                norm = None if encoding == "safetensors" else norm_of(self._spool.payload(task))
-                self._notify(Sealed(task, digest, norm))
+            case WritePart():
+                self._queued_bytes -= len(job.data)
             case Discard(tasks):
-                self._audit.discarded(tasks, self.disk.rows)
-                self._spool.delete(tasks)
-            case Adopt(task, inline):
-                content = self._spool.payload(task) if inline is None else inline
-                self._audit.adopting(self.disk.rows)
-                self._notify(Adopted(task, self._info(0, content)))
-            case Collect(versions):
-                for version in versions:
-                    self.disk.versions.pop(version, None)
+                self._audit.discarded(tasks, self.rows)
+            case Adopt():
+                self._audit.adopting(self.rows)
+        event = self._spooler._do(job)
+        if event is not None:
+            self._notify(event)
+        self._audit.on_disk(sum(path.stat().st_size for path in self._folders[1].path.iterdir()))
 
     def _fold(self, fold: Fold) -> None:
-        for row in fold.rows:
-            if row.inline is None:
-                assert self._spool.payload(row.task), "a payload that was accepted is not in the spool"
-        about = fold.base.digest + b"".join(sorted(row.worker.encode() + row.digest for row in fold.rows))
-        self._notify(
-            Folded(
-                info=self._info(fold.buffer + 1, about),
-                updates=len(fold.rows),
-                examples=sum(row.examples for row in fold.rows),
-                frac_bits=20,
-                denominator=1.0,
-                update_norm=1.0,
-                seconds=0.1,
-            )
-        )
+        steps, self._dies_in_fold = self._dies_in_fold, None
+        self._operations_left = steps if steps is not None else self._operations_left
+        for folded in self._folding(deque([fold])):
+            assert isinstance(folded, Folded)
+            self._audit.folded(folded)
+            self._notify(msgspec.structs.replace(folded, seconds=0.1))
+        if steps is not None:
+            self._operations_left, self._actions_left = None, steps % 4
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         failed = self._rng.random() < 0.2
         metrics = None if failed else {"accuracy": evaluate.version / 100}
         self._notify(Evaluated(version=evaluate.version, metrics=metrics, reason="failed" * failed))
 
-    def _info(self, version: int, about: bytes) -> VersionInfo:
-        digest = self.disk.make_version(version, about, self._model_bytes)
-        size = self._model_bytes
-        return VersionInfo(version=version, digest=digest, size=size, layout=LAYOUT, n=self._elements)
 
-    def _open_folder(self) -> Any:
-        """As `fedmq.broker.opening` does it: the journal decides what of the rest is kept."""
-        current = self._journal.current()
-        newest = -1 if current is None else current.version
-        for version in [v for v in self.disk.versions if v > newest]:
-            del self.disk.versions[version]
-        assert newest < 0 or newest in self.disk.versions, f"the file of version {newest} is gone"
-        mode = self._config.mode
-        staleness = mode.max_staleness if isinstance(mode, AsyncMode) else 0
-        recovered = self._journal.recover(staleness, self.disk.versions)
-        spool: Any = self._spool
-        unwanted = opening._unwanted(self._config, self._journal, spool, recovered, staleness)
-        self._spool.delete(tuple(unwanted))
-        return recovered
-
-
-def norm_of(payload: bytes) -> float:
-    """The L2 norm of an f32 payload."""
-    return float(np.linalg.norm(np.frombuffer(payload, "<f4").astype(np.float64)))
+def initial_model(scenario: Scenario, variant: int) -> bytes:
+    """A model file with the scenario's sizes: floats that are trained, and bytes that are not."""
+    rng = np.random.default_rng((scenario.seed, variant))
+    tensors: dict[str, Any] = {"w": rng.standard_normal(scenario.elements).astype(np.float32)}
+    if scenario.ballast:
+        tensors["ballast"] = rng.integers(0, 255, scenario.ballast, np.uint8)
+    return b"".join(bytes(chunk) for chunk in model_file.from_arrays(tensors).chunks)

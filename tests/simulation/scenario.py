@@ -4,44 +4,76 @@ Faults come at random until `faults_s`; then everything is put right, and the fe
 """
 
 import random
+from typing import Literal, assert_never
 
 import msgspec
 
 from fedmq.fedcore.config import (
+    Adam,
     Aggregate,
     AsyncMode,
     Config,
     Evaluate,
+    Fadas,
     Model,
+    Momentum,
     Network,
+    Optimizer,
     Privacy,
+    Sgd,
     Stop,
     Storage,
     SyncMode,
 )
 
-INLINE_ELEMENTS = 100
+INLINE_ELEMENTS = 16
 CHUNKED_ELEMENTS = 2_000
-"""8,000 bytes: beyond a worker's credit, so that they do not ride with the OFFER."""
-BLOCK = 1024
+"""8,000 bytes in f32: beyond a worker's credit, so that they do not ride with the OFFER."""
+BALLAST = 20_000
+"""Bytes of a model that are never trained, and too many to ride with a TASK: it is fetched in blocks."""
+SMALL_BLOCK, BLOCK = 1024, 4096
+
+Kind = Literal["draw", "full"]
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """One federation's circumstances."""
 
     seed: int
+    kind: Kind
     config: Config
     workers: int
     elements: int
-    model_bytes: int
+    ballast: int
+    """Bytes of the model besides its elements."""
     fsync_s: float
     """Of the broker's journal, at most, as a rule."""
     failing: float
     """How often an app raises while faults last."""
+    poisoned: float
+    """How often it returns what is not finite while faults last."""
     faults_s: float
     """Until when things go wrong; 0 for never."""
     fault_every_s: float
+    repeatable: bool = False
+    """A task that is trained again gives the same update."""
     may_evict: bool = True
+
+    @property
+    def may_lose_power(self) -> bool:
+        """Whether the broker's promises hold over a power cut."""
+        return self.config.storage.durability == "fsync"
+
+
+def make(kind: Kind, seed: int) -> Scenario:
+    """The scenario of a kind and a seed."""
+    match kind:
+        case "draw":
+            return draw(seed)
+        case "full":
+            return full_cohort(seed, faults=True)
+        case _:
+            assert_never(kind)
 
 
 def draw(seed: int) -> Scenario:
@@ -49,12 +81,20 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     kind = rng.choice(("async", "async", "sync", "sync", "private"))
     workers = rng.randint(1, 6)
-    versions = rng.randint(3, 10)
+    versions = rng.randint(3, 8)
     private = kind == "private"
+    elements, ballast = rng.choice(
+        ((INLINE_ELEMENTS, 0), (INLINE_ELEMENTS, 0), (INLINE_ELEMENTS, BALLAST), (CHUNKED_ELEMENTS, 0))
+    )
+    block = BLOCK if ballast else SMALL_BLOCK
     config = Config(
         mode=_async(rng, workers) if kind == "async" else _sync(rng, workers, private=private),
         model=Model(initial=rng.choice(("first-worker", "app:initial"))),
-        aggregate=Aggregate(weight="uniform" if private else rng.choice(("examples", "uniform"))),
+        aggregate=Aggregate(
+            weight="uniform" if private else rng.choice(("examples", "uniform")),
+            encoding="f32" if private else rng.choice(("f32", "f32", "f16", "bf16", "i8")),
+        ),
+        optimizer=_optimizer(rng),
         evaluate=Evaluate(
             every=rng.choice((0, 1, 1, 2)),
             fraction=0.0 if private else rng.choice((0.5, 1.0, 1.0)),
@@ -63,18 +103,25 @@ def draw(seed: int) -> Scenario:
         ),
         stop=Stop(versions=versions),
         privacy=_privacy(versions) if private else None,
-        storage=Storage(keep=rng.choice((1, 3)), disk_budget=rng.choice((0, 0, 20_000))),
-        network=Network(block=BLOCK, credit_budget=rng.choice((1, 3, 5, 40)) * BLOCK),
+        storage=Storage(
+            durability="fsync" if private else rng.choice(("fsync", "fsync", "fsync", "os")),
+            keep=rng.choice((1, 3)),
+            keep_payloads=rng.random() < 0.2,
+            disk_budget=rng.choice((0, 0, 20_000)),
+        ),
+        network=Network(block=block, credit_budget=rng.choice((1, 3, 5, 40)) * block),
     )
     return Scenario(
         seed=seed,
+        kind="draw",
         config=config,
         workers=workers,
-        elements=rng.choice((INLINE_ELEMENTS, CHUNKED_ELEMENTS)),
-        model_bytes=rng.choice((700, 3_000, 9_000)),
+        elements=elements,
+        ballast=ballast,
         fsync_s=rng.choice((0.005, 0.05, 2.0)),
         failing=rng.choice((0.0, 0.05, 0.2)),
-        faults_s=rng.uniform(20.0, 300.0),
+        poisoned=rng.choice((0.0, 0.0, 0.05)),
+        faults_s=rng.uniform(20.0, 250.0),
         fault_every_s=rng.choice((0.5, 1.5, 6.0)),
     )
 
@@ -85,20 +132,24 @@ def full_cohort(seed: int, *, faults: bool) -> Scenario:
     workers = rng.randint(2, 5)
     return Scenario(
         seed=seed,
+        kind="full",
         config=Config(
             mode=SyncMode(min_available=workers, deadline_s=0.0),
             model=Model(initial="app:initial"),
+            optimizer=_optimizer(rng),
             evaluate=Evaluate(every=rng.choice((0, 1)), deadline_s=30.0),
-            stop=Stop(versions=5),
-            network=Network(block=BLOCK, credit_budget=3 * BLOCK),
+            stop=Stop(versions=4),
+            network=Network(block=SMALL_BLOCK, credit_budget=3 * SMALL_BLOCK),
         ),
         workers=workers,
         elements=rng.choice((INLINE_ELEMENTS, CHUNKED_ELEMENTS)),
-        model_bytes=3_000,
+        ballast=0,
         fsync_s=rng.choice((0.005, 0.5)),
         failing=0.1 if faults else 0.0,
-        faults_s=200.0 if faults else 0.0,
+        poisoned=0.0,
+        faults_s=150.0 if faults else 0.0,
         fault_every_s=1.5,
+        repeatable=True,
         may_evict=False,
     )
 
@@ -110,6 +161,7 @@ def _async(rng: random.Random, workers: int) -> AsyncMode:
         concurrency=rng.choice((1, 3, 100)),
         max_staleness=rng.choice((0, 1, 20)),
         staleness=rng.choice(("constant", "polynomial", "hinge")),
+        hinge_threshold=1,
         one_per_worker=alone,
     )
 
@@ -126,14 +178,18 @@ def _sync(rng: random.Random, workers: int, *, private: bool) -> SyncMode:
     )
 
 
+def _optimizer(rng: random.Random) -> Optimizer:
+    return rng.choice((Sgd(), Sgd(lr=0.5), Momentum(lr=0.5, beta=0.9), Adam(bias_correction=True), Fadas()))
+
+
 def _privacy(steps: int) -> Privacy:
     return Privacy(
         epsilon=3.0,
         delta=1e-5,
-        max_grad_norm=1.0,
+        max_grad_norm=0.5,
         sampling_rate=0.1,
         steps=steps,
         divisor=100.0,
-        max_batch=64,
+        max_batch=4,
         noise_multiplier=1.0,
     )

@@ -1,14 +1,18 @@
-"""A worker of a simulation: the real mind, around it a body on virtual time and an app that trains nothing."""
+"""A worker of a simulation: the real mind, outbox and model cache, around them a body on virtual time.
+
+Its app trains nothing: what it returns follows from the task's seed, or from that and how often it tried.
+"""
 
 import itertools
+import os
 import random
-from typing import Any
 
 import msgspec
 import numpy as np
-import xxhash
 
-from fedmq.fedcore import wire
+from fedmq.cli.simulate.schedule import Line, Schedule
+from fedmq.fedcore import kernels, wire
+from fedmq.fedcore.errors import ModelError, StateError
 from fedmq.worker.entry import Entry
 from fedmq.worker.events import (
     Action,
@@ -37,13 +41,19 @@ from fedmq.worker.events import (
     Tick,
     Wake,
 )
+from fedmq.worker.models import ModelCache
+from fedmq.worker.outbox import Outbox
 from fedmq.worker.session import Identity, Session
 
 from .audit import Audit
-from .disks import WorkerDisk
+from .broker import initial_model
+from .disks import Disks, Folder
 from .network import Network, Parcel, Socket
 from .process import Process
-from .schedule import Line, Schedule
+from .scenario import Scenario
+
+LATEST_NS = 10**15
+"""Virtual time never comes so far; real time is long past it."""
 
 
 class Worker(Process):
@@ -52,68 +62,59 @@ class Worker(Process):
     Parameters
     ----------
     name : str
-    schedule, rng, network, audit
-    elements : int
-        Of an update.
+    scenario : Scenario
+    schedule, rng, network, audit, disks
     kinds : tuple of str
         What its app can do.
-    failing : float
-        How often its app raises.
     """
+
+    kind = "worker"
 
     def __init__(
         self,
         name: str,
+        scenario: Scenario,
         *,
         schedule: Schedule,
         rng: random.Random,
         network: Network,
         audit: Audit,
-        elements: int,
+        disks: Disks,
         kinds: tuple[str, ...],
-        failing: float,
     ) -> None:
         super().__init__(name)
-        self.disk = WorkerDisk(rng.randbytes(8))
         self.mind: Session
         self.exit: Exit | None = None
         self.socket: Socket | None = None
+        self.failing = scenario.failing
+        self.poisoned = scenario.poisoned
+        self._scenario = scenario
         self._event: Event = Start()
-        self.failing = failing
         self._schedule = schedule
         self._rng = rng
         self._network = network
         self._audit = audit
-        self._elements = elements
+        self._folders = [disks.folder(name, folder, self.operates) for folder in ("outbox", "models")]
+        self._instance = rng.randbytes(8)
         self._kinds = kinds
         self._slots = rng.choice((1, 2, 2, 3))
         self._speed_s = rng.choice((0.2, 1.0, 8.0))
         self._attempts = itertools.count()
         self._running = b""
+        self._outbox: Outbox | None = None
 
     def start(self) -> None:
         """Begin a life with what is in the state folder."""
         self.begin()
         self.exit = None
         self._running = b""
-        self._small: dict[bytes, bytes] = {}
-        me = Identity(
-            name=self.name,
-            instance=self.disk.instance,
-            boot=self._rng.randbytes(8),
-            kinds=self._kinds,
-            slots=self._slots,
-        )
-        self.mind = Session(
-            me,
-            rng=random.Random(self._rng.random()),
-            outbox=[entry for entry, _ in self.disk.outbox.values()],
-            models={digest: len(data) for digest, data in self.disk.models.items()},
-        )
+        self.close()
+        for folder in self._folders:
+            folder.is_frozen = False
         self._inbox: Line[Event] = Line(
             self._schedule, lambda: self._rng.uniform(0.0, 0.003), self.of_this_life(self._tell)
         )
-        self.run(self._tell, Start())
+        self.run(self._open)
 
     def tell(self, event: Event) -> None:
         """Hand an event to the mind."""
@@ -121,15 +122,24 @@ class Worker(Process):
             self.run(self._tell, event)
 
     def killed(self, *, power_cut: bool) -> None:
-        """What goes with the process: its connection, and in a power cut some of its files."""
+        """What goes with the process: its connection, and in a power cut what was not synced."""
         if self.socket is not None:
             connection = self.socket.connection
             self.socket.close()
             if connection is not None and connection.is_up:
                 connection.break_(told_worker=False, told_broker=not power_cut)
             self.socket = None
+        self.close()
         if power_cut:
-            self.disk.power_cut(self._rng)
+            for folder in self._folders:
+                folder.power_cut(self._rng)
+
+    def close(self) -> None:
+        """Let go of open files; nothing is tidied up, as nothing is by a kill."""
+        small = self._outbox and self._outbox._small
+        if small and small._fd >= 0:
+            os.close(small._fd)
+            small._fd = -1
 
     def connected(self) -> None:
         """A connection was made."""
@@ -144,8 +154,7 @@ class Worker(Process):
         message, payload = parcel
         self.tell(Received(message, None if payload is None else memoryview(payload)))
         if isinstance(message, wire.Task) and self.is_alive:
-            held: Any = self.mind._tasks
-            self._audit.worker_holds(self.name, len(held), self._slots)
+            self._audit.worker_holds(self.name, self.mind._tasks.ids(), self._slots)
 
     def matters(self, action: Action) -> bool:
         """Notes, timers and beats leave no trace."""
@@ -161,14 +170,12 @@ class Worker(Process):
             case SendStored(message, offset, length):
                 self._send_stored(message, offset, length)
             case StoreBlock(digest, offset, data):
-                file = self.disk.models.setdefault(digest, bytearray())
-                assert offset == len(file), f"a block at {offset} of a file of {len(file)}"
-                file += data
+                self._models.append(digest, offset, data)
+                self._date(self._folders[1])
             case KeepModel(digest, data):
-                self._small[digest] = bytes(data)
+                self._models.keep(digest, data)
             case DeleteModel(digest):
-                self._small.pop(digest, None)
-                self.disk.models.pop(digest, None)
+                self._models.delete(digest)
             case StartApp():
                 self._start_app(action)
             case CancelApp(task):
@@ -178,7 +185,8 @@ class Worker(Process):
                 )
             case DeleteOutbox(task):
                 self._audit.worker_forgets(task, self._event)
-                self.disk.outbox.pop(task, None)
+                assert self._outbox is not None
+                self._outbox.delete(task)
             case OpenSocket():
                 self.socket = Socket(self._network, self)
             case CloseSocket():
@@ -189,12 +197,41 @@ class Worker(Process):
                 if at != float("inf"):
                     self._schedule.at(at, self.of_this_life(lambda: self._tell(Tick())))
             case Exit():
+                assert self._outbox is not None
+                self._outbox.close()
                 self.exit = action
                 self.die()
             case Note() | Notify():
                 pass
             case _:
                 raise TypeError(f"not an action of the worker's: {type(action).__name__}")
+
+    def _open(self) -> None:
+        outbox, models = (folder.path for folder in self._folders)
+        self._outbox = Outbox(outbox)
+        self._models = ModelCache(models)
+        me = Identity(
+            name=self.name,
+            instance=self._instance,
+            boot=self._rng.randbytes(8),
+            kinds=self._kinds,
+            encodings=("f32", "f16", "bf16", "i8"),
+            slots=self._slots,
+        )
+        self.mind = Session(
+            me,
+            rng=random.Random(self._rng.random()),
+            outbox=self._outbox.load(),
+            models=self._models.lengths(),
+        )
+        self._tell(Start())
+
+    def _date(self, folder: Folder) -> None:
+        """What was just written is as old as virtual time says: files are found again by their age."""
+        at = int(self._schedule.now * 1e9)
+        for entry in os.scandir(folder.path):
+            if entry.stat().st_mtime_ns > LATEST_NS:
+                os.utime(entry.path, ns=(at, at))
 
     def _tell(self, event: Event) -> None:
         self._event = event
@@ -206,20 +243,23 @@ class Worker(Process):
             self.socket.send(message, payload)
 
     def _send_stored(self, message: wire.Offer | wire.Part, offset: int, length: int) -> None:
-        stored = self.disk.outbox.get(message.task)
-        if stored is None:
-            self._inbox.put(OutboxFailed(message.task, "gone"))
+        assert self._outbox is not None
+        try:
+            payload = self._outbox.read(message.task, offset, length)
+        except StateError as error:
+            self._inbox.put(OutboxFailed(message.task, str(error)))
         else:
-            self._post(message, stored[1][offset : offset + length])
+            self._post(message, payload)
 
     def _start_app(self, start: StartApp) -> None:
         task = start.task
         self._running = task.task
-        small = self._small.get(task.digest or b"")
-        if not (self.disk.is_whole(task) if small is None else xxhash.xxh3_128_digest(small) == task.digest):
-            assert task.digest is not None
-            self._inbox.put(ModelBroken(task.task, task.digest))
-            return
+        if task.digest is not None:
+            try:
+                self._audit.trains_on(task.version, self._models.open(task.digest))
+            except ModelError:
+                self._inbox.put(ModelBroken(task.task, task.digest))
+                return
         takes_s = self._rng.expovariate(1.0) * self._speed_s
         if self._rng.random() < self.failing:
             self._schedule.after(
@@ -232,9 +272,12 @@ class Worker(Process):
         """The app returned: its result goes into the outbox, then the mind is told."""
         if self._running != start.task.task:
             return
+        assert self._outbox is not None
         entry, payload = self._result(start)
-        self.disk.outbox[entry.task] = (entry, payload)
-        self._end(Stored(entry))
+        stored = self._outbox.put(entry, (payload,) if payload is not None else ())
+        self._date(self._folders[0])
+        self._audit.worker_made(stored, payload)
+        self._end(Stored(stored))
 
     def _end(self, event: Stored | AppFailed) -> None:
         """Exactly one answer to each `StartApp`."""
@@ -243,7 +286,7 @@ class Worker(Process):
             self._running = b""
             self._inbox.put(event)
 
-    def _result(self, start: StartApp) -> tuple[Entry, bytes]:
+    def _result(self, start: StartApp) -> tuple[Entry, bytes | None]:
         task = start.task
         entry = Entry(
             task=task.task,
@@ -254,14 +297,24 @@ class Worker(Process):
             metrics={"loss": 1.0 / (1 + task.version)},
             layout=task.layout,
         )
-        if task.kind == "evaluate":
-            return entry, b""
-        if task.kind == "init":
-            payload, encoding = self._rng.randbytes(self._rng.choice((900, 5000))), "safetensors"
-        else:
-            # Trained again after a crash it is often another update, as on a GPU.
-            nth = self._rng.choice((0, next(self._attempts)))
-            values = np.random.default_rng((task.seed, nth)).standard_normal(self._elements)
-            payload, encoding = values.astype("<f4").tobytes(), "f32"
-        digest = xxhash.xxh3_128_digest(payload)
-        return msgspec.structs.replace(entry, encoding=encoding, size=len(payload), digest=digest), payload
+        match task.kind:
+            case "evaluate":
+                return entry, None
+            case "init":
+                variant = int(self.name[1:]) + 10 * next(self._attempts)
+                return msgspec.structs.replace(entry, encoding="safetensors"), initial_model(
+                    self._scenario, variant
+                )
+        update = self._update(task)
+        return msgspec.structs.replace(entry, encoding=task.encoding), update
+
+    def _update(self, task: wire.Task) -> bytes:
+        # Trained again after a crash it is often another update, as on a GPU.
+        nth = 0 if self._scenario.repeatable else self._rng.choice((0, next(self._attempts)))
+        values = np.random.default_rng((task.seed, nth)).standard_normal(
+            self._scenario.elements, dtype=np.float32
+        )
+        if self._rng.random() < self.poisoned:
+            values[task.seed % len(values)] = np.nan
+        key = task.seed.to_bytes(32, "little")
+        return bytes(kernels.encode(values, task.encoding, key=key))

@@ -24,7 +24,9 @@ BELOW = {
     "cli": {"broker", "fedcore", "worker"},
 }
 # What only some installs have: never at module level, but where a room's extra brings it.
-HEAVY = {"dp_accounting", "flwr", "rich", "safetensors", "sklearn", "torch"}
+HEAVY = {
+    "dp_accounting", "flwr", "prometheus_client", "rich", "safetensors", "sklearn", "starlette", "torch", "uvicorn",
+}  # fmt: skip
 # What an edge worker must not pay for.
 NOT_FOR_WORKERS = {*HEAVY, "sqlite3", "fedmq.broker", "fedmq.cli"}
 
@@ -101,8 +103,10 @@ def test_heavy_libraries_are_loaded_on_use() -> None:
 
 
 def _is_about(path: Path, library: str) -> bool:
-    """Adapters, and files of the command line that bear the library's name: ``cli/demo/torch_network.py``."""
+    """Adapters, the broker's HTTP port, and files of the command line with the library's name, as torch_network."""
     name = name_of(path)
+    if name == "broker/http.py":
+        return library in {"prometheus_client", "starlette", "uvicorn"}
     return name.startswith("worker/adapters/") or (name.startswith("cli/") and library in path.stem)
 
 

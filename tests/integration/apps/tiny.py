@@ -53,6 +53,20 @@ class Halving:
         return Evaluation(1, {"loss": 1 - float(weights["w"].mean()), "accuracy": float(weights["w"].mean())})
 
 
+class Still:
+    """A fit that takes its node's ``delay`` seconds and changes nothing."""
+
+    def __init__(self, node: dict[str, str]) -> None:
+        self._delay = float(node.get("delay", 0))
+
+    def fit(self, weights: Weights, task: TaskContext) -> Fit:
+        time.sleep(self._delay)
+        return Fit(weights, 1)
+
+    def evaluate(self, weights: Weights, task: TaskContext) -> Evaluation:
+        return Evaluation(1, {"loss": 0.0})
+
+
 class Zeros(Halving):
     """The same, and it makes the first model."""
 

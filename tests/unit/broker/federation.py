@@ -33,6 +33,7 @@ from fedmq.broker.events import (
     PartWritten,
     Peer,
     Received,
+    Register,
     Reply,
     Seal,
     Sealed,
@@ -204,6 +205,7 @@ class Federation:
         self.adoptions: list[Adopt] = []
         self.evaluations: list[int] = []
         self.collected: list[int] = []
+        self.registering: list[Register] = []
         self.notes: list[Note] = []
         self.replies: dict[int, dict[str, Any]] = {}
         self.exit: Exit | None = None
@@ -257,6 +259,8 @@ class Federation:
                 self.evaluations.append(version)
             case Collect(versions):
                 self.collected += versions
+            case Register():
+                self.registering.append(action)
             case Reply(token, data):
                 self.replies[token] = data
             case Note():
@@ -303,6 +307,8 @@ class Worker:
         self.name = name
         self.peer: Peer = name.encode()
         self.instance = b"instance " + name.encode()
+        self.key: str | None = None
+        """The public key of its connection, where the broker has keys."""
         self._federation = federation
         self._positions: dict[bytes, int] = {}
         self._offered: wire.Task | None = None
@@ -310,7 +316,7 @@ class Worker:
     def say(self, message: wire.Message, data: bytes | None = None) -> None:
         """Send a message."""
         view = None if data is None else memoryview(data)
-        self._federation.tell(Received(self.peer, message, view))
+        self._federation.tell(Received(self.peer, message, view, self.key))
 
     def hello(self, *, peer: Peer | None = None, instance: bytes | None = None, **fields: Any) -> None:
         """Say HELLO, perhaps over another connection; what came before is forgotten."""

@@ -5,7 +5,7 @@ import pytest
 from fedmq.broker.events import Refused
 from fedmq.broker.rows import VersionRow
 from fedmq.fedcore import wire
-from fedmq.fedcore.config import Config, Model, Network
+from fedmq.fedcore.config import Config, Model, Network, Storage, SyncMode
 
 from .federation import Federation, Worker, asynchronous
 
@@ -146,3 +146,18 @@ def test_an_init_task_of_an_earlier_life_is_taken_over() -> None:
     federation.adopt()
     late = federation.worker("w0", kinds=KINDS, tasks=(task,), free=0)
     assert late.last(wire.Cancel).task == task
+
+
+def test_a_disk_budget_below_the_model_does_not_keep_it_out() -> None:
+    """Nobody trains before there is one, so nothing would ever make room. Rounds used to wait for it for ever."""
+    federation = Federation(
+        Config(
+            mode=SyncMode(min_available=1),
+            model=Model(initial="first-worker"),
+            network=Network(block=1024, credit_budget=64 * 1024),
+            storage=Storage(disk_budget=100),
+        )
+    )
+    worker = federation.worker("w0", kinds=KINDS)
+    bring(worker, inline=False)
+    assert worker.got(wire.Grant)

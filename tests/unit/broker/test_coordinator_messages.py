@@ -39,7 +39,7 @@ def test_a_bye_without_a_session_is_not_answered() -> None:
 
 @pytest.mark.parametrize("has_session", [False, True])
 def test_enrolment_is_not_open(has_session: bool) -> None:
-    """Keys are for a later version; asking is answered, and changes nothing."""
+    """Without keys there is nothing to register; asking is answered, and changes nothing."""
     federation = Federation()
     worker = federation.worker("w0")
     peer = worker.peer if has_session else b"stranger"

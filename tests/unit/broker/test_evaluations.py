@@ -254,3 +254,42 @@ def test_an_evaluation_is_done_without_those_who_left() -> None:
     assert evaluation.done(100.0)
     evaluation.drop("b")
     assert evaluation.done(99.0)
+
+
+def test_the_end_does_not_wait_for_a_worker_that_takes_no_task() -> None:
+    """It is paused: it was asked for nothing, and is not left out of anything."""
+    settings = asynchronous(buffer=1, evaluate=Evaluate(every=1), stop=Stop(versions=1))
+    federation = Federation(settings)
+    paused, worker = federation.worker("p", free=0), federation.worker("w")
+    task = worker.task()
+    worker.offer(task)
+    federation.fold()
+    worker.beat(tasks=tuple(t.task for t in worker.tasks() if t is not task))
+    assert federation.exit is None
+    worker.answer(worker.task("evaluate"))
+    assert federation.exit is not None
+    assert not paused.tasks()
+
+
+def test_a_finish_while_paused_does_not_wait_for_measurements() -> None:
+    """No task goes out any more, so none of them could come."""
+    federation, workers = federation_at_1(2)
+    federation.restart()
+    for worker in workers:
+        worker.hello()
+    federation.operate("pause")
+    federation.wait(1.0)
+    assert federation.operate("stop", finish=True) == {"ok": True}
+    for worker in workers:
+        worker.say(wire.Bye())
+    federation.wait(2.0)
+    assert federation.exit is not None
+
+
+def test_a_failed_evaluation_does_not_keep_a_worker_from_training() -> None:
+    """Its metrics are missing; its next update is not."""
+    _, workers = federation_at_1(1)
+    workers[0].say(wire.Fail(task=workers[0].task("evaluate").task, reason="ValueError"))
+    before = len(workers[0].tasks("fit"))
+    workers[0].beat((), free=1)
+    assert len(workers[0].tasks("fit")) > before

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from fedmq.broker.events import Received, Unreachable
+from fedmq.broker.sessions import Refusal, Workers
 from fedmq.fedcore import wire
 from fedmq.fedcore.config import Network
 
@@ -307,3 +308,70 @@ def test_a_worker_that_renames_itself_is_shown_by_its_new_name() -> None:
         hello = wire.Hello(protocol=1, name=name, instance=b"i", boot=b"b")
         federation.tell(Received(peer, hello, None, "the key"))
     assert [w["name"] for w in federation.status()["workers"]] == ["new"]
+
+
+def test_beats_go_to_those_that_hear_nothing_else() -> None:
+    """Once in every `beat_s` of silence, and not while something else was sent."""
+    workers = Workers(lease_s=35.0, beat_s=10.0)
+    for name, at in (("quiet", 0.0), ("busy", 0.0), ("gone", 0.0)):
+        workers.open(name, name.encode(), wire.Hello(protocol=1, name=name, instance=b"i", boot=b"b"), at)
+    quiet, busy, gone = (workers.get(name) for name in ("quiet", "busy", "gone"))
+    assert quiet is not None and quiet.session is not None  # noqa: PT018
+    assert busy is not None and busy.session is not None  # noqa: PT018
+    assert gone is not None
+    busy.session.sent = 6.0
+    workers.close(gone)
+    assert workers.beats(9.9) == []
+    assert workers.beats(10.0) == [quiet.session]
+    quiet.session.sent = 10.0
+    assert workers.beats(15.9) == []
+    assert workers.beats(16.0) == [busy.session]
+    busy.session.sent = 16.0
+    assert workers.beats(26.0) == [quiet.session, busy.session]
+
+
+def test_a_beat_is_due_whatever_the_rounding() -> None:
+    """What was found due is due; a comparison the other way round once looked at it for ever."""
+    workers = Workers(lease_s=35.0, beat_s=0.1)
+    workers.open("w0", b"w0", wire.Hello(protocol=1, name="w0", instance=b"i", boot=b"b"), 0.3)
+    for step in range(1, 1000):
+        for session in workers.beats(now := 0.3 + step * 0.1):
+            session.sent = now
+
+
+def test_those_silent_longest_are_looked_at_first() -> None:
+    """And nobody behind the first that was heard within its lease."""
+    workers = Workers(lease_s=10.0, beat_s=5.0)
+    for name, at in (("w0", 0.0), ("w1", 1.0), ("w2", 2.0)):
+        workers.open(name, name.encode(), wire.Hello(protocol=1, name=name, instance=b"i", boot=b"b"), at)
+    first = workers.get("w0")
+    assert first is not None
+    workers.heard(first, 5.0)
+    suspect, gone = workers.silent(11.5)
+    assert ([w.name for w in suspect], gone) == (["w1"], [])
+    suspect, gone = workers.silent(21.5)
+    assert ([w.name for w in suspect], [w.name for w in gone]) == (["w2", "w0"], ["w1"])
+
+
+def test_who_holds_something_is_known() -> None:
+    """Until it holds nothing."""
+    workers = Workers(lease_s=10.0, beat_s=5.0)
+    worker = workers.open("w0", b"w0", wire.Hello(protocol=1, name="w0", instance=b"i", boot=b"b"), 0.0)
+    assert not isinstance(worker, Refusal)
+    for task in (b"1", b"2"):
+        workers.hold(worker, task, "fit", 0, 0.0)
+    workers.free(worker, b"1")
+    assert workers.holders() == [worker]
+    workers.free(worker, b"2")
+    assert workers.holders() == []
+
+
+def test_a_silent_worker_that_is_heard_again_gets_work() -> None:
+    """Whatever it says: it need not wait until it beats."""
+    federation = Federation(asynchronous(concurrency=1))
+    first, second = federation.worker("w0"), federation.worker("w1")
+    federation.wait(36.0)  # both are suspect; the first has the only task
+    first.say(wire.Bye())
+    assert not second.tasks()
+    second.say(wire.Fetch(version=0, offset=0, length=1))
+    assert second.tasks()

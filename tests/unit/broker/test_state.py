@@ -95,6 +95,17 @@ def test_a_first_start_that_fails_leaves_nothing(tmp_path: Path, there: tuple[st
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_first_run_that_fails_leaves_everything(tmp_path: Path) -> None:
+    """Once the start has succeeded an error, of a disk that is full at the end say, takes nothing away."""
+    with contextlib.suppress(ZeroDivisionError), StateFolder.open(tmp_path / "a") as state:
+        state.settle(CONFIG)
+        state.journal.write_bytes(b"accepted updates")
+        state.keep()
+        raise ZeroDivisionError
+    assert (tmp_path / "a" / "journal.db").read_bytes() == b"accepted updates"
+    assert (tmp_path / "a" / "federation.json").exists()
+
+
 def test_a_later_start_that_fails_leaves_everything(tmp_path: Path) -> None:
     """A federation that exists is not taken away by whatever goes wrong."""
     before = settled(tmp_path / "a")

@@ -82,7 +82,40 @@ def test_a_commit_that_takes_long_shows_in_the_latencies(tmp_path: Path) -> None
         found = commits.latency_ms()
         assert found["commits"] == 5
         assert 0 < found["median"] <= found["p99"]
+        assert sum(commits.times.counts) == 5
+        assert commits.rows == 15
+        assert commits.running_s() == 0.0
         assert journal.recover(0).counts == {"n": 15}
+
+
+def test_a_commit_that_does_not_end_can_be_seen() -> None:
+    """From another thread, while the disk keeps the store thread waiting."""
+
+    class Stuck(Journal):
+        commit_s = 0.0
+
+        def __init__(self) -> None:
+            self.entered, self.go = threading.Event(), threading.Event()
+
+        def apply(self, rows: object) -> None:
+            self.entered.set()
+            assert self.go.wait(10)
+
+    journal = Stuck()
+    inbox: Inbox[Notice] = Inbox()
+    commits = Commits(journal)
+    service = Service("store", inbox, commits)
+    for _ in range(3):
+        service.put(())
+    assert journal.entered.wait(10)
+    assert commits.running_s() > 0.0
+    service.put(())
+    assert service.waiting >= 1
+    journal.go.set()
+    assert service.close(10)
+    assert commits.running_s() == 0.0
+    assert inbox.waiting >= 1
+    inbox.close()
 
 
 def test_a_job_that_fails_is_reported_once_and_ends_the_thread() -> None:

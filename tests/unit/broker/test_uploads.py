@@ -388,3 +388,17 @@ def test_credit_never_exceeds_its_budget(budget: int, cap: int, moves: list[tupl
             table.resume(upload, b"p", 0.0)
         assert 0 <= table.in_flight() <= budget
         assert all(0 <= u.credit <= cap for u in table.of("w"))
+
+
+def test_a_slow_upload_is_granted_a_little_every_ten_seconds() -> None:
+    """Half a window may take minutes on a slow link; without a GRANT in between its worker would think it stuck."""
+    federation = Federation(config(), elements=ELEMENTS)
+    worker = begun(federation)
+    task = worker.task()
+    for position in range(0, 1000, 100):
+        before = len(worker.got(wire.Grant))
+        federation.wait(12.0)
+        worker.part(task, DATA[position : position + 100], position)
+        federation.wait(1.0)
+        assert len(worker.got(wire.Grant)) <= before + 2
+    assert len(worker.got(wire.Grant)) >= 8

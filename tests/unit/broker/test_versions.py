@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fedmq.broker.store.versions import VersionStore
+from fedmq.broker.store.versions import MAPS_MAX, VersionStore
 from fedmq.fedcore import model_file
 from fedmq.fedcore.errors import ModelError, StateError
 
@@ -75,6 +75,19 @@ def test_a_deleted_version_stays_readable_for_who_holds_it(store: VersionStore) 
     assert bytes(view) == FILE[:64]
     with pytest.raises(StateError, match="version 3 is not kept"):
         store.block(3, 0, 64)
+
+
+def test_many_kept_versions_do_not_take_a_descriptor_each(store: VersionStore) -> None:
+    """However many are read, only the last few stay mapped; the others are mapped again when they are asked for."""
+    before = len(list(Path("/dev/fd").iterdir()))
+    held = None
+    for version in range(2 * MAPS_MAX):
+        add(store, version)
+        held = held or store.file(version)
+        assert bytes(store.file(version)) == FILE
+    assert len(list(Path("/dev/fd").iterdir())) - before <= MAPS_MAX + 1
+    assert held is not None
+    assert bytes(held) == bytes(store.file(0)) == FILE
 
 
 def test_optimizer_state_lies_beside_its_version(store: VersionStore, tmp_path: Path) -> None:

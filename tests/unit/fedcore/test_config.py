@@ -197,13 +197,27 @@ class TestErrors:
             ),
             (
                 "[federation]\nbind = 'tcp://0.0.0.0:5560'",
-                'federation.bind is "tcp://0.0.0.0:5560", which others can reach; bind to loopback '
-                "and use a tunnel, or set security.insecure = true to let anybody join and read",
+                'federation.bind is "tcp://0.0.0.0:5560", which others can reach; set security.keys, so that '
+                "only workers that you allow can join, or security.insecure = true (or --insecure) to let anybody "
+                "join and read",
+            ),
+            (
+                "[network]\nhttp = '[::]:9560'",
+                'network.http is "[::]:9560", which others can reach; bind to loopback and let a proxy or an '
+                "agent on this machine pass it on, or set network.http_public = true to let anybody read it",
             ),
         ],
     )
     def test_two_keys_that_disagree(self, text: str, message: str) -> None:
         assert error(text) == message
+
+    @pytest.mark.parametrize(
+        "text",
+        ["http = ''", "http = '127.0.0.1:*'", "http = '[::1]:9560'", "http = 'a:1'\nhttp_public = true"],
+    )
+    def test_where_http_may_listen(self, text: str) -> None:
+        """Nowhere, on loopback, or anywhere when an operator says so."""
+        assert config.parse(f"[network]\n{text}").network.http == text.split("'")[1]
 
     def test_a_file_is_named(self, tmp_path: Path) -> None:
         """Missing, broken or wrong: the file stands in front."""

@@ -1,8 +1,10 @@
 """The embedding program's functions: in order, in their own thread, and harmless when they raise."""
 
 import queue
+import re
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +59,11 @@ def test_without_functions_there_is_no_thread() -> None:
     hooks.tell(Moment.CONNECTED, {})
     assert threading.active_count() == before
     hooks.close(5)
+
+
+def test_every_moment_is_on_the_page() -> None:
+    """docs/operations.md says of each what it tells."""
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.split("| moment |")[1].split("\n\n")[0]
+    named = {name for line in section.splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == {moment.value for moment in Moment}

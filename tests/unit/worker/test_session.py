@@ -26,7 +26,6 @@ from fedmq.worker.events import (
     MayTrain,
     ModelBroken,
     Moment,
-    Note,
     Notify,
     Opened,
     OpenSocket,
@@ -456,8 +455,8 @@ def test_a_refused_key_backs_off() -> None:
     """HANDSHAKE_FAILED_AUTH closes the socket, with one line for the log, and tries again later."""
     driver = Driver()
     driver.tell(Start(), Refused("not on the list"))
-    (note,) = driver.of(Note)
-    assert note.fields == {"reason": "not on the list"}
+    (told,) = driver.of(Notify)
+    assert (told.moment, told.fields) == (Moment.NOT_CONNECTED, {"reason": "not on the list"})
     assert driver.session.phase is Phase.CLOSED
 
 
@@ -727,6 +726,17 @@ def test_a_version_that_is_gone_fails_its_tasks() -> None:
     assert driver.sent()[0] == wire.Fail(task=b"fetching", reason="version 7 is gone")
 
 
+def test_a_version_that_is_gone_blocks_no_other() -> None:
+    """FETCHes of it that were under way take no place from those of the next version."""
+    driver = Driver().open()
+    driver.get(a_task("old", size=64 * MIB))
+    assert len([m for m in driver.sent() if isinstance(m, wire.Fetch)]) > 1
+    driver.get(wire.Error(ref=6, why="gone", version=7, offset=0))
+    assert wire.Fail(task=b"old", reason="version 7 is gone") in driver.sent()
+    driver.get(a_task("new", seq=2, version=8, digest=b"another".ljust(16)))
+    assert wire.Fetch(version=8, offset=0, length=5000) in driver.sent()
+
+
 @pytest.mark.parametrize("offset", [None, 0])
 def test_busy_is_asked_again_a_little_later(offset: int | None) -> None:
     """Nothing is fetched for 0.2 s, then from where it was."""
@@ -947,6 +957,21 @@ def test_an_update_that_cannot_be_read_is_failed() -> None:
     assert driver.of(DeleteOutbox) == [DeleteOutbox(b"small")]
 
 
+def test_delays_and_repetitions_are_told() -> None:
+    """WAIT, the next OFFER of the same update, and what is lost: an embedding program can count them."""
+    driver = Driver().open()
+    driver.run_through("t")
+    driver.get(wire.Wait(task=b"t", retry_s=1.0))
+    (told,) = driver.of(Notify)
+    assert (told.moment, told.fields) == (Moment.UPDATE_DELAYED, {"task": b"t", "retry_s": 1.0})
+    driver.now += 2
+    driver.tell(Tick())
+    (told,) = driver.of(Notify)
+    assert (told.moment, told.fields["offers"]) == (Moment.UPDATE_RESENT, 2)
+    driver.tell(OutboxFailed(b"t", "I/O error"))
+    assert [told.moment for told in driver.of(Notify)] == [Moment.UPDATE_LOST]
+
+
 def test_a_full_outbox_is_told_once_and_again_when_half_of_it_is_gone() -> None:
     """Not at each ACK: a broker that is behind would hear as many BEATs as OFFERs."""
     driver = Driver(slots=1).open()
@@ -967,3 +992,14 @@ def test_with_many_results_waiting_no_task_is_taken() -> None:
     hello = driver.sent()[0]
     assert isinstance(hello, wire.Hello)
     assert hello.free == 0
+
+
+def test_failed_evaluations_do_not_make_a_worker_rest() -> None:
+    """Training goes on at its pace, whatever becomes of the metrics."""
+    driver = Driver(models={DIGEST: 5000}).open()
+    for seq in range(1, 8):
+        driver.get(a_task(f"e{seq}", seq=seq, kind="evaluate"))
+        driver.tell(AppFailed(b"e%d" % seq, "broken"))
+        beat = driver.sent()[-1]
+        assert isinstance(beat, wire.Beat)
+        assert beat.free == 2

@@ -1,0 +1,159 @@
+"""What every version must be, computed a second time: from what the workers made and the broker accepted.
+
+The broker folds with the kernels that users run, tile by tile, in the order of task ids. Here the same sums are
+made of Python's own integers, in another order, on files that are taken apart by hand; noise and optimizers come
+from the numpy definition of the kernels. What comes out must have the same bits.
+"""
+
+import hashlib
+import hmac
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq.broker.rows import AcceptRow, VersionRow
+from fedmq.fedcore.config import Config
+from fedmq.fedcore.kernels import reference
+from fedmq.fedcore.kernels.reference_noise import normals
+from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel
+from fedmq.fedcore.strategy import optimizers
+
+F32 = NDArray[np.float32]
+
+MASTER_KEY = b"m" * 32
+SURPLUS = 1 + 2.0**-32
+"""By which a private norm is taken larger than it was measured, so that rounding cannot exceed the bound."""
+
+
+class Chain:
+    """A federation's versions, one computed from the other.
+
+    Parameters
+    ----------
+    config : Config
+    mechanism : RecordLevel or None
+        With privacy.
+    """
+
+    def __init__(self, config: Config, mechanism: RecordLevel | None) -> None:
+        self.files: dict[int, bytes] = {}
+        self._config = config
+        self._mechanism = mechanism
+        self._optimizer = optimizers.make(config.optimizer)
+        self._state: list[F32] = []
+
+    def begin(self, file: bytes) -> None:
+        """Version 0 is this file."""
+        self.files[0] = file
+        first, last = flat_run(file)
+        self._state = [np.zeros((last - first) // 4, np.float32) for _ in self._optimizer.slots]
+
+    def go_on(self, made: VersionRow, rows: Sequence[AcceptRow], payloads: Mapping[bytes, bytes]) -> None:
+        """The next version: its file, and what its row must say."""
+        version = made.info.version
+        base = self.files[version - 1]
+        first, last = flat_run(base)
+        delta = self._combined(made, rows, payloads, (last - first) // 4)
+        params = np.frombuffer(base[first:last], "<f4").copy()
+        tau_max = max((row.tau for row in rows), default=0)
+        kernel = getattr(reference, self._optimizer.kernel)
+        lr = self._optimizer.rate(version, tau_max)
+        kernel(params, *self._state, delta, lr=lr, **self._optimizer.hyper)
+        self.files[version] = base[:first] + params.astype("<f4").tobytes() + base[last:]
+
+    def _combined(
+        self, made: VersionRow, rows: Sequence[AcceptRow], payloads: Mapping[bytes, bytes], n: int
+    ) -> F32:
+        private = self._mechanism
+        unit = 2.0**made.frac_bits if made.frac_bits is not None else math.nan
+        total = [0] * n
+        for row in reversed(rows):
+            if private is not None and not math.isfinite(row.norm):
+                continue
+            scale = row.weight * unit
+            if private is not None:
+                norm = row.norm * SURPLUS
+                bound = private.max_batch * private.max_grad_norm
+                scale = (bound / norm if norm > bound else 1.0) * unit
+            exact = decoded(payloads[row.task], row.encoding).astype(np.float64) * scale
+            steps = (np.trunc if private is not None else np.rint)(exact).astype(np.int64).tolist()
+            if private is None and n:
+                _check_one(payloads[row.task], row, scale, steps)
+            total = [a + b for a, b in zip(total, steps, strict=True)]
+        if private is not None:
+            assert made.noise_key == noise_key(made, rows, private), "the noise of other rows"
+            assert made.sigma == private.noise_multiplier * private.max_grad_norm, "sigma"
+            for start, values in normals(made.noise_key, NOISE_NONCE, 0, n):
+                for j, z in enumerate(np.rint(values * (made.sigma * unit)).astype(np.int64).tolist()):
+                    total[start + j] += z
+            denominator = private.divisor
+        else:
+            uniform = self._config.aggregate.weight == "uniform"
+            denominator = float(len(rows) if uniform else sum(row.examples for row in rows))
+        assert made.denominator == denominator, "the denominator"
+        return np.array([float(t) / (denominator * unit) for t in total], np.float64).astype(np.float32)
+
+
+def _check_one(payload: bytes, row: AcceptRow, scale: float, steps: list[int]) -> None:
+    """One element of it in fractions: weight times value on the grid, to the nearest, ties to even."""
+    at = row.task[-1] % len(steps)
+    value = float(decoded(payload, row.encoding)[at])
+    assert steps[at] == round(Fraction(value) * Fraction(scale)), "the grid"
+
+
+def noise_key(made: VersionRow, rows: Sequence[AcceptRow], private: RecordLevel) -> bytes:
+    """The key of a version's noise, as docs say it is derived: from the master key and all that is folded."""
+    sigma = private.noise_multiplier * private.max_grad_norm
+    frozen = hashlib.sha256(b"fedmq frozen 1" + struct.pack("<qd", made.frac_bits, sigma))
+    for pair in sorted((row.task, row.digest) for row in rows):
+        for part in pair:
+            frozen.update(struct.pack("<q", len(part)) + part)
+    secret = hmac.digest(b"fedmq noise 1", MASTER_KEY, "sha256")
+    message = struct.pack("<q", made.info.version) + frozen.digest() + b"\x01"
+    return hmac.digest(secret, message, "sha256")
+
+
+def flat_run(file: bytes) -> tuple[int, int]:
+    """Where a model's float32 numbers begin and end in its file."""
+    (length,) = struct.unpack_from("<Q", file)
+    header: dict[str, Any] = json.loads(file[8 : 8 + length])
+    runs = [e["data_offsets"] for name, e in header.items() if name != "__metadata__" and e["dtype"] == "F32"]
+    start = 8 + length
+    return start + min((a for a, _ in runs), default=0), start + max((b for _, b in runs), default=0)
+
+
+def decoded(payload: bytes, encoding: str) -> F32:
+    """The float32 numbers of a payload."""
+    match encoding:
+        case "f32":
+            return np.frombuffer(payload, "<f4")
+        case "f16":
+            return np.frombuffer(payload, "<f2").astype(np.float32)
+        case "bf16":
+            return (np.frombuffer(payload, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
+        case "i8":
+            parts = []
+            for at in range(0, len(payload), 1028):
+                scale = np.frombuffer(payload, "<f4", 1, at)
+                parts.append(scale * np.frombuffer(payload[at + 4 : at + 1028], np.int8).astype(np.float32))
+            return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    raise AssertionError(f"encoding {encoding}")
+
+
+def weight_of(config: Config, examples: int, tau: int) -> float:
+    """What an update counts: its mass times its staleness factor, to the nearest multiple of 2^-20."""
+    mode: Any = config.mode
+    factor = 1.0
+    if mode.kind == "async" and mode.staleness == "polynomial":
+        factor = (1 + tau) ** -mode.exponent
+    elif mode.kind == "async" and mode.staleness == "hinge":
+        late = tau - mode.hinge_threshold
+        factor = 1.0 if late <= 0 else 1 / (mode.hinge_slope * late + 1)
+    mass = examples if config.aggregate.weight == "examples" else 1
+    return max(round(mass * factor * 2**20) / 2**20, 2.0**-20)
