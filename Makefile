@@ -2,7 +2,8 @@
 # native; without one they are numpy's, give the same bits, and the install says so.
 #
 #   make demo     a broker and five workers train on real images, and are measured
-#   make test     unit, parity and integration tests (installs torch)
+#   make test     unit, parity, simulation, integration and hostile tests (installs torch)
+#   make soak     new seeds of the simulation, until Ctrl-C
 #   make lint     ruff, mypy, import directions
 #   make clean    forget .venv and build/
 
@@ -14,7 +15,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 PACKAGES := broker cli fedcore worker
 SOURCES := $(shell find $(PACKAGES) csrc -type f ! -name '*.pyc') CMakeLists.txt LICENSE README.md pyproject.toml
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test soak lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +27,9 @@ demo: .venv/demo.stamp
 test: .venv/dev.stamp
 	$(BIN)/pytest
 	$(BIN)/pytest --doctest-modules --pyargs fedmq
+
+soak: .venv/dev.stamp
+	$(BIN)/python -m tests.simulation.soak
 
 lint: .venv/lint.stamp build/mypy.stamp
 	$(BIN)/ruff check
