@@ -183,6 +183,11 @@ class Honest:
         self.worker = federation.worker("honest", instance=b"honest itself")
         self.federation = federation
 
+    def is_at(self, peer: bytes) -> bool:
+        """Whether its name's session is on this connection."""
+        worker = self.federation.mind._books.workers.at(peer)
+        return worker is not None and worker.id == "honest"
+
     def state(self) -> dict[str, Any]:
         """What the broker says of it."""
         return next(w for w in self.federation.status()["workers"] if w["name"] == "honest")
@@ -263,9 +268,11 @@ def _deliver(f: Federation, honest: Honest, peer: bytes, frames: Frames) -> None
     try:
         decoded, data = wire.decode(frames, wire.TO_BROKER)
     except ProtocolError as error:
+        # Without keys a name is all that tells workers apart: one that was silent for long may be played by another.
+        is_played = honest.is_at(peer)
         f.tell(Violation(peer, 0, wire.clip(str(error)), error.task))
         after = honest.state()
-        assert {key: before[key] for key in before if not key.endswith("_s")} == {
+        assert is_played or {key: before[key] for key in before if not key.endswith("_s")} == {
             key: after[key] for key in after if not key.endswith("_s")
         }
     else:
