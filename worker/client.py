@@ -82,8 +82,8 @@ def resolve_app(target: object, *, node: Mapping[str, str] | None = None) -> Cli
     ----------
     target : object
         One of: an object with `fit` and `evaluate`; a class or a function that makes one, taking nothing or
-        `node`, the worker's settings; Flower's ``NumPyClient``, ``client_fn(context)`` or
-        ``ClientApp(client_fn=…)``, which run as they are.
+        `node`, the worker's settings; Flower's ``NumPyClient`` or ``client_fn(context)``, which run as they
+        are.
     node : mapping of str to str, optional
         The worker's ``--node`` settings.
 
