@@ -100,10 +100,12 @@ def test_the_broker_evaluates_with_an_app_and_stops_at_a_target(tmp_path: Path) 
         f.finish()
         history = f.history()
         by_version = {row["version"]: row["broker"]["accuracy"] for row in history if row["broker"]}
-        assert by_version[3] == 0.875  # 1 − 2⁻³: the first at the target
-        assert f.query("SELECT value FROM facts WHERE name = 'finished'")[0][0].startswith(
-            "accuracy reached 0.875"
-        )
+        # A busy machine may make another version while one is measured: then the newest is measured next.
+        assert all(accuracy == 1 - 2.0**-version for version, accuracy in by_version.items())
+        first = min(version for version, accuracy in by_version.items() if accuracy >= 0.8)
+        assert f.query("SELECT value FROM facts WHERE name = 'finished'") == [
+            (f"accuracy reached {by_version[first]:.6g} at version {first}",)
+        ]
         f.cli("export", "--best", "broker.accuracy", "best.safetensors")
         best = max(by_version, key=by_version.__getitem__)
         assert load_file(tmp_path / "best.safetensors")["w"][0] == np.float32(1 - 2.0**-best)
