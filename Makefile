@@ -3,6 +3,7 @@
 #
 #   make demo     a broker and five workers train on real images, and are measured
 #   make test     unit, parity, simulation, integration and hostile tests (installs torch)
+#   make chaos    real processes killed, stopped, cut and starved, for long
 #   make soak     new seeds of the simulation, until Ctrl-C
 #   make lint     ruff, mypy, import directions
 #   make clean    forget .venv and build/
@@ -15,7 +16,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 PACKAGES := broker cli fedcore worker
 SOURCES := $(shell find $(PACKAGES) csrc -type f ! -name '*.pyc') CMakeLists.txt LICENSE README.md pyproject.toml
 
-.PHONY: help demo test soak lint clean
+.PHONY: help demo test chaos soak lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +28,9 @@ demo: .venv/demo.stamp
 test: .venv/dev.stamp
 	$(BIN)/pytest
 	$(BIN)/pytest --doctest-modules --pyargs fedmq
+
+chaos: .venv/dev.stamp
+	FEDMQ_CHAOS=long $(BIN)/pytest tests/chaos
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m tests.simulation.soak

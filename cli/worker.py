@@ -38,7 +38,9 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     callback=_pairs,
     help="Handed to the app as task.node; repeatable.",
 )
-@click.option("--tag", "tags", multiple=True, metavar="TEXT", help="Told to the broker, for people; repeatable.")
+@click.option(
+    "--tag", "tags", multiple=True, metavar="TEXT", help="Told to the broker, for people; repeatable."
+)
 @click.option(
     "--slots",
     type=click.IntRange(1),
