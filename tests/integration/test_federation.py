@@ -5,6 +5,7 @@ import io
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,8 +177,13 @@ def test_an_operator_steers_from_the_command_line(tmp_path: Path) -> None:
         assert "w2" in f.cli("status")
 
         f.cli("pause")
-        wait_for("all idle", lambda: all(w["state"] == "idle" for w in f.status()["workers"]))
-        paused = f.status()
+
+        def at_rest() -> dict[str, Any] | None:
+            found = f.status()
+            idle = all(worker["state"] == "idle" for worker in found["workers"])
+            return found if idle and not found["buffer"]["frozen"] else None  # and nothing is being folded
+
+        paused = wait_for("all is at rest", at_rest)
         f.stop_broker(signal.SIGTERM)
         stopped = json.loads(f.cli("status", "--json"))
         assert (stopped["state"], stopped["reason"]) == ("stopped", "paused")
