@@ -257,10 +257,11 @@ class Transport:
         timeout_ms = None if timeout_s is None else max(0, round(timeout_s * 1000 + 0.5))
         ready = dict(self._poller.poll(timeout_ms))
         if self._alarm.fileno() in ready:
-            # First: whoever posts after this wakes again, whoever posted before is seen in this turn.
-            self._is_woken = False
             with contextlib.suppress(BlockingIOError):
                 self._alarm.recv(4096)
+            # Last: whoever posts after this wakes again, whoever posted before is seen in this turn. The other way
+            # round the byte of somebody in between would be read here, and nobody could wake this thread any more.
+            self._is_woken = False
         events: list[Event] = []
         if self._socket is not None and ready.get(self._socket, 0) & zmq.POLLIN:
             self._receive(self._socket, events)
