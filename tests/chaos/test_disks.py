@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ..integration.federation import WAIT_S, Federation, log_of, wait_for
+from fedmq.cli.processes import Child
+
+from ..integration.federation import WAIT_S, Federation, Program, log_of, wait_for
 from . import marked
 from .marked import MARKED, Recovery, accepted, judge, wait_for_more, wait_for_updates
 from .rounds import times
@@ -72,6 +74,22 @@ def test_a_full_disk_under_the_broker(
         tally.judged([BROKER_FULL], verdict.lost, verdict.twice)
 
 
+def complaints(worker: Child | Program) -> int:
+    """How often a worker has said that a result, or a model, cannot be kept."""
+    log = log_of(worker)
+    return log.count("the result cannot be kept") + log.count("the model cannot be stored")
+
+
+def fill_until(volume: Volume, spare: int, worker: Child | Program, said: int) -> None:
+    """Fill it until the worker says so: what it deletes meanwhile, models and results, would make room for the next."""
+
+    def refused() -> bool:
+        volume.fill(spare, worker.pid)
+        return complaints(worker) > said
+
+    wait_for("it says so", refused)
+
+
 @pytest.mark.timeout(120 + 90 * TURNS)
 @pytest.mark.parametrize("number", [1, 3], ids=["inline", "spooled"])
 def test_a_full_disk_under_a_worker(
@@ -85,9 +103,8 @@ def test_a_full_disk_under_a_worker(
         marked.start(f)
         worker = f.workers[name]
         for _ in range(TURNS):
-            said = log_of(worker).count(volume.says)
-            volume.fill(rng.randrange(30_000), worker.pid)
-            wait_for_more("it says so", lambda: log_of(worker).count(volume.says), said)
+            said = complaints(worker)
+            fill_until(volume, rng.randrange(30_000), worker, said)
             wait_for_updates(f, marked.BUFFER)
             volume.make_room(worker.pid)
             tally.injected(WORKER_FULL, Recovery(f, name).wait())

@@ -17,8 +17,8 @@ from .marked import MARKED, Recovery, judge
 from .rounds import times
 from .tally import Tally
 
-KILLS = times(10, 100)
-ROUNDS_KILLS = times(6, 100)
+KILLS = times(8, 100)
+ROUNDS_KILLS = times(4, 100)
 WORKERS = 3
 ROUNDS: Tables = {
     "federation": {"seed": 11},

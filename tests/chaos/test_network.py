@@ -21,10 +21,10 @@ from .proxy import Proxy, Way
 from .rounds import times
 from .tally import Tally
 
-CUTS = times(8, 100)
+CUTS = times(4, 100)
 THROTTLED = times(1, 5)
-SILENCES = times(2, 10)
-FLIPS = times(8, 100)
+SILENCES = times(1, 10)
+FLIPS = times(5, 100)
 LEASE_S = float(MARKED["network"]["lease_s"])
 WAYS: tuple[Way, ...] = get_args(Way)
 CUT, SLOW = "connections cut at a random byte", "link throttled to 1 MB/s, 20 ms away"

@@ -57,6 +57,8 @@ def test_asynchronous(tmp_path: Path, rng: random.Random, tally: Tally) -> None:
             recovery = Recovery(f)
             f.broker.send(signal.SIGCONT)
             tally.injected(BROKER, recovery.wait())
+            # It now reads what had been sent to it meanwhile, also by workers that have hung up since.
+            time.sleep(1.5 * LEASE_S)
             wait_until_all_are_back(f)
         marked.finish(f)
         verdict = judge(f, rng)

@@ -19,8 +19,8 @@ from .proxy import Proxy, Way
 from .rounds import times
 from .tally import Tally
 
-FLOATS = times(10_000_000, 25_000_000)
-"""40 MB; 100 MB in a long round."""
+FLOATS = times(5_000_000, 25_000_000)
+"""20 MB; 100 MB in a long round."""
 CUTS = 5
 BLOCK = 1 << 20
 CREDIT = UPLOAD_BLOCKS * BLOCK
