@@ -131,6 +131,7 @@ def test_workers_that_missed_the_end_are_told(tmp_path: Path, number: signal.Sig
         wait_for(
             "both have worked", lambda: [w["updates"] > 0 for w in f.status()["workers"]] == [True, True]
         )
+        f.wait_for_version(1)  # 0 would mean that it never stops
         f.stop_broker(number)
         f.tables["stop"] = {"versions": f.history()[-1]["version"]}  # it is over before they are back
         broker = f.start_broker()
