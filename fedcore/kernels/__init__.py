@@ -8,7 +8,8 @@ Rules
 - Call through the module, ``kernels.sum_squares(…)``: then there is nothing between you and the backend's own
   function, and `use` reaches you.
 - A function that the native backend lacks comes from the reference; ``info()["python_functions"]`` names
-  those.
+  those. The reference is imported when the first of its functions is asked for: an edge box with compiled kernels
+  does not pay for it.
 - Payloads are any contiguous buffer, at any alignment. Arguments that are wrong raise `TypeError` or
   `ValueError`, say which one, what it was and what it may be, and nothing has been written.
 - The environment variable ``FEDMQ_KERNELS`` is ``python`` to use numpy, ``native`` to refuse to run without
@@ -21,32 +22,33 @@ import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..errors import ConfigError
-from . import reference
-from .reference import (
-    Accumulator,
-    Norm,
-    adagrad_,
-    adam_,
-    add_gaussian_,
-    clip_,
-    decode,
-    encode,
-    fadas_,
-    median,
-    momentum_,
-    pairwise_sq_distances,
-    sgd_,
-    sum_squares,
-    trimmed_mean,
-    weighted_mean,
-    yogi_,
-)
-from .reference_sums import dyadic, frac_bits_for
+
+if TYPE_CHECKING:
+    from .reference import (
+        Accumulator,
+        Norm,
+        adagrad_,
+        adam_,
+        add_gaussian_,
+        clip_,
+        decode,
+        encode,
+        fadas_,
+        median,
+        momentum_,
+        pairwise_sq_distances,
+        sgd_,
+        sum_squares,
+        trimmed_mean,
+        weighted_mean,
+        yogi_,
+    )
+    from .reference_sums import dyadic, frac_bits_for
 
 __all__ = [
     "Accumulator",
@@ -92,13 +94,33 @@ def _load() -> tuple[ModuleType | None, str]:
 _native, _reason = _load()
 
 
+_FUNCTIONS: Final = frozenset(__all__) - {"backend", "info", "use"}
+
+
 def _bind(name: str) -> None:
-    """Make this module's functions those of a backend."""
+    """Make this module's functions those of a backend; what it lacks, `__getattr__` takes from the reference."""
     source = _native if name == "native" else None
     here = globals()
-    for function in reference.__all__:
-        here[function] = getattr(source, function, None) or getattr(reference, function)
+    for function in _FUNCTIONS:
+        found = getattr(source, function, None)
+        if found is None:
+            here.pop(function, None)
+        else:
+            here[function] = found
     here["backend"] = name
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = _of_reference(name)
+    return found
+
+
+def _of_reference(name: str) -> Any:
+    from . import reference, reference_sums
+
+    return getattr(reference, name, None) or getattr(reference_sums, name)
 
 
 def _choose() -> str:
@@ -133,8 +155,9 @@ def info() -> dict[str, Any]:
             "version": np.__version__,
             "compiler": sys.implementation.name + " " + sys.version.split()[0],
         }
-    here = globals()
-    borrowed = [name for name in reference.__all__ if here[name] is getattr(reference, name)]
+    from . import reference
+
+    borrowed = [name for name in reference.__all__ if backend == "python" or not hasattr(_native, name)]
     return details | {"backend": backend, "python_functions": borrowed, "reason": _reason}
 
 
