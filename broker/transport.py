@@ -59,6 +59,8 @@ MUTE_S = 20.0
 """libzmq itself ends a handshake that takes more than ten seconds."""
 UNFINISHED_S = 0.5
 """Connections are compared over at least so long before one is found to finish no message."""
+LOOK_SHARE = 20
+"""A look at ten thousand connections takes a quarter of a second: it may cost a twentieth of the time."""
 REBIND_S = 30.0
 """How long a rebind tries to get its address back."""
 FRAMES_MAX = 4
@@ -158,6 +160,7 @@ class Transport:
         """Peers whose connections end soon, those that were dropped first in front."""
         self._marks: dict[int, int] = {}
         self._marked_at = 0.0
+        self._look_s = 0.0
         self._heard: set[int] | None = None
         """Connections that finished a message since they were marked, while that is of interest."""
         self._context = zmq.Context()
@@ -281,9 +284,10 @@ class Transport:
         To be called again and again while it is suspected that there are some: the first call takes marks.
         """
         now = time.monotonic()
-        if self._heard is None or now - self._marked_at > 4 * UNFINISHED_S:
+        pause_s = max(UNFINISHED_S, LOOK_SHARE * self._look_s)
+        if self._heard is None or now - self._marked_at > 4 * pause_s:
             self._heard, self._marks, self._marked_at = set(), {}, now
-        elif now - self._marked_at < UNFINISHED_S:
+        elif now - self._marked_at < pause_s:
             return 0
         self._marked_at = now
         heard, self._heard = self._heard, set()
@@ -300,6 +304,7 @@ class Transport:
                 descriptors.cut(connection)
                 cuts += 1
         self.cuts += cuts
+        self._look_s = time.monotonic() - now
         return cuts
 
     def trust(self) -> None:
