@@ -18,6 +18,7 @@ from typing import Any, Protocol, assert_never
 
 from fedmq.fedcore import wire
 from fedmq.fedcore.errors import StateError
+from fedmq.fedcore.inbox import Inbox
 
 from .control import ControlServer
 from .events import (
@@ -48,7 +49,6 @@ from .events import (
     Wake,
     WritePart,
 )
-from .inbox import Inbox
 from .notes import NoteLog
 from .rows import CounterRow, Row, VersionRow
 from .store.refusals import is_exhausted

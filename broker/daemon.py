@@ -26,6 +26,7 @@ import fedmq
 from fedmq.fedcore import config as configs
 from fedmq.fedcore import kernels
 from fedmq.fedcore.errors import ConfigError, StateError
+from fedmq.fedcore.inbox import Inbox
 from fedmq.fedcore.keys import Pair
 
 from . import vitals
@@ -38,7 +39,6 @@ from .coordinator import Coordinator
 from .enrolment import Registrar
 from .evaluator import AppProcess, Judge
 from .events import Drain, Exit, Fold
-from .inbox import Inbox
 from .keyring import KeyRing
 from .notes import NoteLog
 from .opening import Storage, open_storage

@@ -13,12 +13,12 @@ import msgspec
 import fedmq
 from fedmq.fedcore import kernels, wire
 from fedmq.fedcore.config import Config
+from fedmq.fedcore.inbox import Inbox
 
 from . import vitals
 from .body import Body
 from .coordinator import Coordinator
 from .http import HttpServer, Loop, Pages
-from .inbox import Inbox
 from .measures import Measured
 from .metrics import Numbers
 from .threads import Ask, Commits, Notice, Service

@@ -21,6 +21,7 @@ import msgspec
 from fedmq.fedcore import model_file, wire
 from fedmq.fedcore.config import Config
 from fedmq.fedcore.errors import ModelError
+from fedmq.fedcore.inbox import Inbox
 from fedmq.fedcore.privacy.mechanisms import RecordLevel
 
 from .aggregator import fold, plan_fold
@@ -38,7 +39,6 @@ from .events import (
     UploadOpened,
     WritePart,
 )
-from .inbox import Inbox
 from .rows import Row, VersionInfo
 from .store.journal import Journal
 from .store.spool import Spool

@@ -136,7 +136,11 @@ class TaskContext(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class ClientApp(Protocol):
-    """The user's code in a worker. `initial`, which makes version 0, is optional and not listed here."""
+    """The user's code in a worker.
+
+    Two things are optional and not listed here: `initial`, which makes version 0, and an attribute `kinds`, such as
+    ``("fit",)``, where it does not take both kinds of task.
+    """
 
     def fit(self, weights: Weights, task: TaskContext) -> Fit:
         """Train from `weights` on this worker's data."""

@@ -12,11 +12,11 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from fedmq.fedcore.errors import StateError
+from fedmq.fedcore.inbox import Inbox
 
 from .events import (
     Action,
@@ -82,7 +82,8 @@ class Body:
         self._models = models
         self._name = name
         self._lock = threading.Lock()
-        self._posted: deque[Event] = deque()
+        self._posted: Inbox[Event] = Inbox()
+        transport.watch(self._posted)
         self._wake_at = math.inf
         self._closed_socket = False
         self._undeleted = False
@@ -99,8 +100,11 @@ class Body:
 
     def post(self, event: Event) -> None:
         """Hand an event to the mind. For any thread."""
-        self._posted.append(event)
-        self._transport.wake()
+        self._posted.put(event)
+
+    def close(self) -> None:
+        """Give the descriptors back, after the thread has ended: what is posted now is for nobody."""
+        self._posted.close()
 
     def status(self) -> dict[str, Any]:
         """A snapshot for people. For any thread."""
@@ -126,9 +130,7 @@ class Body:
     def _turn(self) -> None:
         timeout_s = None if math.isinf(self._wake_at) else self._wake_at - time.monotonic()
         arrived = self._transport.wait(timeout_s)
-        posted: list[Event] = []
-        while self._posted:
-            posted.append(self._posted.popleft())
+        posted = self._posted.drain()
         if not posted and not arrived:
             posted.append(Tick())
         self._handle(posted)

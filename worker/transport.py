@@ -4,7 +4,7 @@ Rules that hold here:
 
 - Nothing waits but `wait`. What the socket does not take stays queued, in order; its payload is read from
   the outbox only when its turn comes.
-- The I/O thread owns all of it but `wake`, which any thread may call.
+- The I/O thread owns all of it. Other threads reach that thread by what `watch` was given.
 - The socket is never handed an identity, and libzmq's own heartbeats stay off: they drop connections that
   are merely slow.
 - A connection is known by the socket's monitor: after HANDSHAKE_FAILED_AUTH libzmq does not try again, and
@@ -13,7 +13,6 @@ Rules that hold here:
 
 import contextlib
 import logging
-import socket
 import struct
 import time
 from collections import deque
@@ -38,6 +37,7 @@ QUEUE: Final = 64
 """High-water mark, in messages, each way."""
 BYE_LINGER_MS: Final = 500
 """How long a closing socket may take to send a BYE."""
+_PORTS: Final = range(1, 65536)
 NOISE_S: Final = 10.0
 """Broken frames are logged at most so often."""
 
@@ -79,6 +79,21 @@ def public_of(secret: str) -> str:
     return zmq.curve_public(secret.encode()).decode()
 
 
+def check_address(address: str) -> None:
+    """Refuse what is no broker's address, before anything is made for it.
+
+    Raises
+    ------
+    ConfigError
+    """
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    is_tcp = (
+        address.startswith("tcp://") and host and port.isascii() and port.isdigit() and int(port) in _PORTS
+    )
+    if not is_tcp and not (address.startswith("ipc://") and len(address) > len("ipc://")):
+        raise ConfigError(f"connect must be tcp://host:port or ipc://path, got {address!r}")
+
+
 class Transport:
     """One DEALER at a time, to one broker.
 
@@ -100,25 +115,19 @@ class Transport:
     def __init__(
         self, address: str, keys: CurveKeys | None = None, invite: tuple[CurveKeys, str] | None = None
     ) -> None:
-        if not address.startswith(("tcp://", "ipc://")):
-            raise ConfigError(f"connect must be tcp://host:port or ipc://path, got {address!r}")
+        check_address(address)
         self._address = address
         self._keys = keys
         self._invite = invite
         self._is_invited = False
         self._context = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
-        self._waker, self._alarm = socket.socketpair()
-        self._waker.setblocking(False)
-        self._alarm.setblocking(False)
-        self._poller.register(self._alarm, zmq.POLLIN)
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._queue: deque[tuple[wire.Message, Payload | None]] = deque()
         self._head: list[wire.Frame] | None = None
         """The frames of the first in the queue, where the socket did not take them yet."""
         self._waits_to_send = False
-        self._is_woken = False
         self._noise_until = 0.0
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -188,17 +197,6 @@ class Transport:
         """Close everything, for good."""
         self.close()
         self._context.term()
-        self._poller.unregister(self._alarm)
-        self._waker.close()
-        self._alarm.close()
-
-    def wake(self) -> None:
-        """Let `wait` return now. For any thread."""
-        if not self._is_woken:
-            self._is_woken = True
-            # Full means that it will wake anyway; closed, that there is nobody to wake.
-            with contextlib.suppress(BlockingIOError, OSError):
-                self._waker.send(b"\0")
 
     def send(self, message: wire.Message, payload: Payload | None = None) -> None:
         """Queue a message. A HELLO begins a session: what was queued for the one before goes."""
@@ -252,16 +250,14 @@ class Transport:
         self._queue.clear()
         self._head = None
 
+    def watch(self, source: Any) -> None:
+        """Let `wait` return when this file is readable."""
+        self._poller.register(source, zmq.POLLIN)
+
     def wait(self, timeout_s: float | None) -> list[Event]:
         """What happened, after at most `timeout_s` (None: until something does)."""
         timeout_ms = None if timeout_s is None else max(0, round(timeout_s * 1000 + 0.5))
         ready = dict(self._poller.poll(timeout_ms))
-        if self._alarm.fileno() in ready:
-            with contextlib.suppress(BlockingIOError):
-                self._alarm.recv(4096)
-            # Last: whoever posts after this wakes again, whoever posted before is seen in this turn. The other way
-            # round the byte of somebody in between would be read here, and nobody could wake this thread any more.
-            self._is_woken = False
         events: list[Event] = []
         if self._socket is not None and ready.get(self._socket, 0) & zmq.POLLIN:
             self._receive(self._socket, events)

@@ -15,11 +15,10 @@ Rules that hold here:
 import logging
 import os
 import random
-import socket
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from fedmq.fedcore import codecs, wire
 from fedmq.fedcore.errors import ConfigError, ConnectError
@@ -33,7 +32,7 @@ from .outbox import Outbox
 from .runner import Runner
 from .session import Identity, Session
 from .state import StateFolder
-from .transport import CurveKeys, Transport
+from .transport import CurveKeys, Transport, check_address
 
 if TYPE_CHECKING:
     from fedmq.fedcore.keys import Token
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
     from .keys import Credentials
 
 log = logging.getLogger("fedmq.worker")
+
+KINDS: Final = ("fit", "evaluate")
+"""What an app is taken to do, unless it says `kinds` itself."""
 
 
 class Worker:
@@ -122,10 +124,14 @@ class Worker:
         self._app: ClientApp = (
             load_app(app, node=self._node) if isinstance(app, str) else resolve_app(app, node=self._node)
         )
+        self._kinds = tuple(getattr(self._app, "kinds", KINDS))
+        if not self._kinds or not set(self._kinds) <= set(KINDS):
+            raise ConfigError(f"the app's kinds must be some of {', '.join(KINDS)}, got {self._kinds}")
         self._server_key, self._token = _read_keys(server_key, invite, state, keys)
         where = connect or ("" if self._token is None else self._token.connect)
         if not where:
             raise ConfigError("connect is missing: where is the broker? Such as tcp://host:5560")
+        check_address(where)
         self._connect = where
         self._state = state
         self._name = name
@@ -260,9 +266,10 @@ class Worker:
             raise RuntimeError("this worker is running")
         folder = StateFolder(self._state, owner=f"worker {self._name or ''}".strip())
         transport: Transport | None = None
+        body: Body | None = None
         try:
             invited = "" if self._token is None else self._token.name
-            name = self._name or invited or f"{socket.gethostname()[:64]}-{folder.instance.hex()[:6]}"
+            name = self._name or invited or f"{os.uname().nodename[:64]}-{folder.instance.hex()[:6]}"
             outbox = Outbox(folder.outbox, fsync=self._fsync)
             models = ModelCache(folder.models)
             credentials = self._credentials(folder)
@@ -286,6 +293,8 @@ class Worker:
         except BaseException:
             if transport is not None:
                 transport.terminate()
+            if body is not None:
+                body.close()
             folder.close()
             raise
         self._running = running
@@ -302,12 +311,13 @@ class Worker:
         return keys.load(folder.path, self._server_key, self._token)
 
     def _identity(self, name: str, instance: bytes) -> Identity:
+        kinds = self._kinds
         makes_initial = callable(getattr(self._app, "initial", None))
         return Identity(
             name=name,
             instance=instance,
             boot=os.urandom(16),
-            kinds=("fit", "evaluate", "init") if makes_initial else ("fit", "evaluate"),
+            kinds=(*kinds, "init") if makes_initial else kinds,
             encodings=self._encodings,
             tags=self._tags,
             slots=self._slots,
@@ -361,14 +371,20 @@ class _Running:
     def close(self, timeout: float | None) -> bool:
         """Wait for the threads, then let go of socket and folder; False when a thread is still at it."""
         for thread in (self.io, self.app):
-            if thread is not None and thread.ident is not None and thread is not threading.current_thread():
-                thread.join(timeout)
-                if thread.is_alive():
-                    return False
+            if thread is None or thread.ident is None:
+                continue
+            if thread is threading.current_thread():
+                return (
+                    False  # the app itself asks: it is still at work, and what it writes into is still ours
+                )
+            thread.join(timeout)
+            if thread.is_alive():
+                return False
         with self._closing:
             if not self._closed:
                 self.body.hooks.close(timeout if timeout is not None else 10.0)
                 self._transport.terminate()
+                self.body.close()
                 self._outbox.close()
                 self._folder.close()
                 self._closed = True

@@ -44,7 +44,6 @@ from fedmq.broker.events import (
     Wake,
     WritePart,
 )
-from fedmq.broker.inbox import Inbox
 from fedmq.broker.notes import NoteLog
 from fedmq.broker.rows import CounterRow, Row, VersionInfo, VersionRow
 from fedmq.broker.store.journal import Journal
@@ -55,6 +54,7 @@ from fedmq.broker.transport import Transport, Wires
 from fedmq.broker.watchdog import Watchdog
 from fedmq.fedcore import model_file, wire
 from fedmq.fedcore.errors import ConfigError, ConnectError, StateError
+from fedmq.fedcore.inbox import Inbox
 
 BLOCK = 1 << 20
 WAIT_S = 20.0

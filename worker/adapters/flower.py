@@ -95,7 +95,10 @@ def wrap(target: object, *, node: Mapping[str, str] | None = None) -> "FlowerApp
         return FlowerApp(cast(Callable[[Any], object], target), node=node)
     if is_client(target):
         client = target
-        return FlowerApp(lambda context: client, node=node)
+        app = FlowerApp(lambda context: client, node=node)
+        if _is_flowers_own(getattr(client, "numpy_client", client), "evaluate"):
+            app.kinds = ("fit",)  # it would measure nothing, on no examples
+        return app
     raise ClientAppError(
         f"{type(target).__qualname__} is neither a Flower NumPyClient nor a client_fn(context)"
     )
@@ -112,6 +115,8 @@ class FlowerApp:
     node : mapping of str to str, optional
         The worker's ``--node`` settings.
     """
+
+    kinds: tuple[str, ...] = ("fit", "evaluate")
 
     def __init__(self, client_fn: Callable[[Any], object], *, node: Mapping[str, str] | None = None) -> None:
         self._client_fn = client_fn
@@ -186,6 +191,12 @@ class FlowerApp:
                 self._left_out.add(str(name))
                 log.info("left out the Flower metric %r: not a finite number, or too many", str(name))
         return kept
+
+
+def _is_flowers_own(client: object, name: str) -> bool:
+    """Whether a method is not the user's but the one of Flower's base class."""
+    method = getattr(type(client), name, None)
+    return str(getattr(method, "__module__", "")).partition(".")[0] == "flwr"
 
 
 def _parameter_names(function: Callable[..., object]) -> list[str]:

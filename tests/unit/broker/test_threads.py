@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from fedmq.broker.events import Adopt, Adopted, OpenUpload, Refused, Seal, WritePart
-from fedmq.broker.inbox import Inbox
 from fedmq.broker.rows import CounterRow
 from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.threads import Commits, Durable, Failed, Notice, Service, Spooler, Spooling
 from fedmq.fedcore import model_file
+from fedmq.fedcore.inbox import Inbox
 
 MODEL = b"".join(model_file.from_arrays({"w": np.arange(5, dtype=np.float32)}).chunks)
 

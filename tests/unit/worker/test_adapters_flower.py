@@ -286,3 +286,20 @@ def test_a_real_client_app_says_to_name_its_client_fn(fl: Any) -> None:
 
     with pytest.raises(ClientAppError, match="module:client_fn"):
         resolve_app(ClientApp(client_fn=lambda context: Client()))
+
+
+def test_a_client_that_measures_nothing_is_not_asked_to() -> None:
+    """Flower's own `evaluate` answers with no examples: asked, such a client would fail at every version."""
+    import flwr.client
+
+    class OnlyFits(flwr.client.NumPyClient):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            return parameters, 1, {}
+
+    class Both(OnlyFits):
+        def evaluate(self, parameters: Any, config: Any) -> Any:
+            return 0.5, 1, {}
+
+    assert flower.wrap(OnlyFits()).kinds == ("fit",)
+    assert flower.wrap(OnlyFits().to_client()).kinds == ("fit",)
+    assert flower.wrap(Both()).kinds == ("fit", "evaluate")

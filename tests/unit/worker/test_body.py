@@ -31,6 +31,9 @@ class Socket:
     def forget(self, task: bytes) -> None:
         pass
 
+    def watch(self, source: object) -> None:
+        pass
+
 
 def test_what_cannot_be_deleted_stays(caplog: pytest.LogCaptureFixture) -> None:
     """An acknowledged result or an old model that cannot go is no reason to end; it is said once, until it works."""
@@ -50,6 +53,7 @@ def test_what_cannot_be_deleted_stays(caplog: pytest.LogCaptureFixture) -> None:
         body._perform(DeleteModel(b"d"))
     assert caplog.records[-1].getMessage() == "a model cannot be deleted: [Errno 13] Permission denied"
     assert len(caplog.records) == 2
+    body.close()
 
 
 def test_a_result_that_could_not_be_deleted_is_offered_again(tmp_path: Path) -> None:
