@@ -106,6 +106,8 @@ class Books:
         self.adopting: bytes | None = None
         """The init task whose model is being made version 0, or was."""
         self.folding = False
+        self.fold_s = 0.0
+        """How long the last fold took."""
         self.evaluation: Evaluation | None = None
         self.measuring: int | None = None
         """The version that the broker-side evaluation works on."""

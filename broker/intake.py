@@ -42,6 +42,7 @@ from .tasks import TaskIds
 from .uploads import Stage, Upload
 
 WAIT_S = 1.0
+WAIT_MIN_S = 0.05
 FROZEN_MAX = 4
 """So many buffers may wait to be folded; beyond, updates wait at the workers."""
 
@@ -407,7 +408,10 @@ class Intake:
     def _wait(self, worker: Worker, task: bytes, reason: str, now: float) -> None:
         """Put an offer off, to come again."""
         self._books.tally.add("waits_sent", reason)
-        self._books.tell(worker, wire.Wait(task=task, retry_s=WAIT_S), now)
+        retry_s = WAIT_S
+        if reason == "frozen":  # there is room when a fold has ended
+            retry_s = min(max(self._books.fold_s, WAIT_MIN_S), WAIT_S)
+        self._books.tell(worker, wire.Wait(task=task, retry_s=retry_s), now)
 
     def _answer(self, worker: Worker, task: bytes, result: Result, reason: str, now: float) -> None:
         """ACK after everything that was committed before: what it says rests on that."""

@@ -21,7 +21,7 @@ from fedmq.fedcore.privacy.mechanisms import RecordLevel
 
 from .evaluator import make_initial
 from .mechanism import mechanism
-from .rows import Recovered, VersionInfo, VersionRow
+from .rows import FinishRow, Recovered, VersionInfo, VersionRow
 from .store.journal import Journal
 from .store.spool import Spool
 from .store.state import StateFolder, read_identity
@@ -70,6 +70,10 @@ def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack
         versions.verify(current.version, size=current.size, digest=current.digest)
     elif config.model.source != "first-worker":
         journal.apply([VersionRow(info=_initial(config, state.path, versions))])
+    if any(change.key.startswith("stop.") for change in changes):
+        journal.apply(
+            [FinishRow(reason=None)]
+        )  # it had ended for another reason; this one may lie further on
     max_staleness = config.mode.max_staleness if isinstance(config.mode, AsyncMode) else 0
     recovered = journal.recover(max_staleness, versions.versions())
     spool.delete(_unwanted(config, journal, spool, recovered, max_staleness))

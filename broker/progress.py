@@ -96,6 +96,7 @@ class Progress:
             then = (Discard(spooled), *then)
         books.commit(row, *books.counter_rows(), then=then)
         books.tally.folds.add(event.seconds)
+        books.fold_s = event.seconds
         books.made = event.info.version
         if books.privacy_left is not None:
             books.privacy_left -= 1
@@ -191,6 +192,8 @@ class Progress:
             self._freeze("deadline", plan.left_out(books.buffer, "deadline"), now)
         elif plan.expired(now):
             self._extend_round(plan, plan.round, now)
+        elif self._without_evicted(plan, plan.round, now):
+            pass
         elif plan.round.substitutes and not plan.private:
             row = plan.extend(self._candidates(now), books.buffer, plan.round.substitutes, restart=False)
             found = len(row.cohort) - len(plan.round.row.cohort)
@@ -200,6 +203,21 @@ class Progress:
                 self._journal_round(plan, row, now)
                 plan.round.lost, plan.round.substitutes = lost, substitutes
                 plan.round.deadline_at = deadline_at
+
+    def _without_evicted(self, plan: SyncPlan, current: Round, now: float) -> bool:
+        """Where members were evicted and nobody else can be asked: go on without them, as at a deadline."""
+        books = self._books
+        gone = books.evicted.intersection(current.row.cohort) - books.buffer.workers
+        if not gone or not set(self._candidates(now)) <= set(current.row.cohort):
+            return False
+        settled = plan.settle(current.row, set(current.row.cohort) - gone, books.buffer)
+        if settled == current.row:
+            return False
+        lost, deadline_at = current.lost, current.deadline_at
+        self._journal_round(plan, settled, now)
+        assert plan.round is not None
+        plan.round.lost, plan.round.deadline_at = lost, deadline_at
+        return True
 
     def _open_round(self, plan: SyncPlan, now: float) -> None:
         """Ask for the next round's row right behind its version's: one transaction takes both."""

@@ -122,9 +122,9 @@ class EvictRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class FinishRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The federation reached its end."""
+    """The federation reached its end; or, without a reason, it goes on after all."""
 
-    reason: str
+    reason: str | None
 
 
 class CounterRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):

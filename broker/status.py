@@ -6,7 +6,7 @@ Under privacy nothing in it tells who contributed to a round.
 from typing import Any
 
 from .books import Books
-from .rounds import AsyncPlan
+from .rounds import AsyncPlan, Round
 from .sessions import Phase, Worker
 
 
@@ -58,10 +58,24 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
             short = max(current.row.quorum - len(books.buffer.rows), 0)
             updates = f"{short} more update{'' if short == 1 else 's'}"
             return "stalled", f"needs {updates}; the round was extended {current.row.extensions} times"
+        if (
+            current is not None
+            and current.durable
+            and not books.plan.private
+            and not _is_at_work(books, current)
+        ):
+            return "stalled", "nobody works on the round"
         lacking = 0
     if lacking:
         return "stalled", f"needs {lacking} more worker{'s' if lacking > 1 else ''}"
     return "running", None
+
+
+def _is_at_work(books: Books, current: Round) -> bool:
+    """Whether a member of the round has a task of it, or may get one."""
+    waited = [w for w in current.row.cohort if w not in books.buffer.workers and w not in books.evicted]
+    here = [worker for worker in map(books.workers.get, waited) if worker is not None]
+    return any(worker.session is not None or worker.held for worker in here)
 
 
 def _buffer(books: Books) -> dict[str, Any] | None:
@@ -114,7 +128,9 @@ def _worker(books: Books, worker: Worker, now: float) -> dict[str, Any]:
 
 def _doing(books: Books, worker: Worker) -> tuple[str, int | None, bytes | None]:
     """What a worker is doing: its state, and the version and task that it is about."""
-    held = next(iter(worker.held.values()), None)
+    # The oldest that it works on; of results that wait to be taken in the newest.
+    working = [h for h in worker.held.values() if h.phase is not Phase.OFFERED]
+    held = working[0] if working else next(reversed(worker.held.values()), None)
     version, task = (None, None) if held is None else (held.version, held.task)
     if worker.id in books.evicted:
         return "evicted", version, task

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schema
+from .recovery import counts
 
 _HIDDEN_UNDER_PRIVACY = ("examples", "workers", "staleness_mean", "staleness_max", "update_norm")
 
@@ -72,7 +73,7 @@ class History:
                 "paused": "paused" in facts,
                 "finished": facts.get("finished"),
                 "evicted": [w for (w,) in self._db.execute("SELECT worker FROM evicted ORDER BY worker")],
-                "counts": dict(self._db.execute("SELECT name, value FROM counters ORDER BY name")),
+                "counts": counts(self._db),
                 "privacy_steps": self.privacy_steps(),
                 "metrics": self._last_metrics(),
                 "seconds": self._db.execute("SELECT coalesce(sum(seconds), 0.0) FROM runs").fetchone()[0],

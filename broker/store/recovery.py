@@ -46,10 +46,17 @@ def _recover(db: sqlite3.Connection, max_staleness: int, kept: frozenset[int]) -
         evicted=frozenset(worker for (worker,) in db.execute("SELECT worker FROM evicted")),
         workers=frozenset(worker for (worker,) in db.execute(lately, (current - 1 - max_staleness,))),
         finished=facts.get("finished"),
-        counts=dict(db.execute("SELECT name, value FROM counters")),
+        counts=counts(db),
         privacy_steps=privacy_steps,
         started_s=float(db.execute("SELECT coalesce(sum(seconds), 0) FROM runs").fetchone()[0]),
     )
+
+
+def counts(db: sqlite3.Connection) -> dict[str, int]:
+    """The totals. Those of the counters table may be behind after a kill; what was accepted never is."""
+    totals: dict[str, int] = dict(db.execute("SELECT name, value FROM counters ORDER BY name"))
+    accepted = int(db.execute("SELECT count(*) FROM updates").fetchone()[0])
+    return totals | ({"accepted": accepted} if accepted else {})
 
 
 def _versions(db: sqlite3.Connection, oldest: int, kept: frozenset[int]) -> Iterator[VersionInfo]:

@@ -34,6 +34,11 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     """What all tables have in common: immutable and strict."""
 
 
+_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+_HOST_PORT = rf"([^\s:/\[\]]+|\[[0-9A-Fa-f:.%]+\]):({_PORT}|\*)"
+"""libzmq takes a port modulo 65536 and says nothing."""
+
+
 class Federation(Table, frozen=True):
     """What this federation is called and where it lives."""
 
@@ -48,8 +53,8 @@ class Federation(Table, frozen=True):
     bind: Annotated[
         str,
         Meta(
-            pattern=r"^(tcp://([^\s:/\[\]]+|\[[0-9A-Fa-f:.%]+\]):(\d{1,5}|\*)|ipc://\S+)$",
-            extra={"form": '"tcp://host:port" or "ipc://path"'},
+            pattern=rf"^(tcp://{_HOST_PORT}|ipc://\S+)$",
+            extra={"form": '"tcp://host:port" (a port up to 65535, or *) or "ipc://path"'},
             description="Where workers connect; beyond loopback see [security].",
         ),
     ] = "tcp://127.0.0.1:5560"
@@ -329,8 +334,8 @@ class Network(Table, frozen=True):
     http: Annotated[
         str,
         Meta(
-            pattern=r"^(([^\s:/\[\]]+|\[[0-9A-Fa-f:.%]+\]):(\d{1,5}|\*))?$",
-            extra={"form": '"host:port"'},
+            pattern=rf"^({_HOST_PORT})?$",
+            extra={"form": '"host:port" (a port up to 65535, or *)'},
             description="Where /metrics, /healthz and /readyz are served, such as 127.0.0.1:9560.",
         ),
     ] = ""

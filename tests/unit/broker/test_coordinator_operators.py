@@ -188,3 +188,14 @@ def test_an_operator_is_answered_to_the_last() -> None:
     assert [action.data for action in actions] == [  # type: ignore[attr-defined]
         {"ok": False, "error": "the broker is stopping"}
     ]
+
+
+def test_status_shows_what_a_worker_works_on() -> None:
+    """Not an older result of its that has to wait: that is no news."""
+    federation = Federation(asynchronous(buffer=9))
+    worker = federation.worker("w0")
+    first = worker.task()
+    worker.offer(first, inline=False)
+    second = worker.tasks()[-1]
+    (shown,) = federation.status()["workers"]
+    assert (shown["state"], shown["task"]) == ("training", second.task[-16:].hex())

@@ -502,3 +502,22 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(path: Path) -> None:
             journal.apply([update("b", inline=os.urandom(60_000))])
         journal._db.execute("PRAGMA max_page_count = 1000000")
         assert [row.task for row in journal.recover(0).open] == [b"a"]
+
+
+def test_what_was_accepted_is_counted_from_the_rows(path: Path) -> None:
+    """Totals are written with versions: after a kill they are behind, and an operator would think that some is lost."""
+    with contextlib.closing(Journal.open(path)) as journal:
+        journal.apply([version(0), update("a"), CounterRow(counts={"accepted": 1, "stale": 2})])
+        journal.apply([update("b")])
+        assert journal.recover(0).counts == {"accepted": 2, "stale": 2}
+    with Journal.read_only(path) as history:
+        assert history.summary()["counts"] == {"accepted": 2, "stale": 2}
+
+
+def test_a_federation_that_goes_on_after_all_is_not_finished(path: Path) -> None:
+    """An operator who raised what stopped it wants more of it."""
+    with contextlib.closing(Journal.open(path)) as journal:
+        journal.apply([version(0), FinishRow(reason="made version 0")])
+        assert journal.recover(0).finished == "made version 0"
+        journal.apply([FinishRow(reason=None)])
+        assert journal.recover(0).finished is None

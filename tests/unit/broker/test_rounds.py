@@ -432,3 +432,43 @@ def test_a_deadline_is_a_deadline() -> None:
     plan = plan_with(("a",))
     assert not plan.expired(109.9)
     assert plan.expired(110.0)
+
+
+def test_a_round_goes_on_without_a_member_that_was_evicted() -> None:
+    """Nobody else is there to be asked, and without a deadline nothing else would ever end the round."""
+    federation = Federation(synchronous(min_available=2, deadline_s=0.0))
+    workers = federation.workers(3)
+    for worker in workers[:2]:
+        worker.fit()
+    federation.fold()  # the first two had made a round of their own
+    for worker in workers[:2]:
+        worker.fit()
+    assert not federation.folds
+    federation.operate("evict", worker="w2")
+    assert len(federation.fold().rows) == 2
+    assert federation.durable(LeftOutRow) == [LeftOutRow(buffer=1, worker="w2", reason="evicted")]
+
+
+def test_a_fresh_worker_takes_the_place_of_one_that_was_evicted() -> None:
+    """Where there is one, the round stays as large as it was."""
+    federation = Federation(synchronous(min_available=2, deadline_s=0.0))
+    workers = federation.workers(2)
+    fresh = federation.worker("fresh")
+    workers[0].fit()
+    federation.operate("evict", worker="w1")
+    fresh.fit()
+    assert len(federation.fold().rows) == 2
+
+
+def test_a_round_that_nobody_works_on_is_stalled() -> None:
+    """Below `min_available` it waits for ever, and says so."""
+    federation = Federation(synchronous(min_available=2, deadline_s=0.0))
+    workers = federation.workers(2)
+    workers[0].fit()
+    assert federation.status()["state"] == "running"
+    workers[1].say(wire.Bye())
+    federation.operate("evict", worker="w1")
+    assert (federation.status()["state"], federation.status()["reason"]) == (
+        "stalled",
+        "nobody works on the round",
+    )

@@ -145,7 +145,7 @@ class TestErrors:
             ),
             (
                 "[federation]\nbind = 'here'",
-                'federation.bind is "here"; it may hold "tcp://host:port" or "ipc://path"',
+                'federation.bind is "here"; it may hold "tcp://host:port" (a port up to 65535, or *) or "ipc://path"',
             ),
             (
                 "[storage]\nkeep_payloads = 'yes'",
@@ -489,3 +489,17 @@ class TestDocs:
         named = set(re.findall(r"`(?:\w+\.)?(\w+)`", section)) | set(re.findall(r"`\[(\w+)\]`", section))
         allowed = {key.split(".")[1] for key in restart.FREE_KEYS} | restart.FREE_TABLES | {"task"}
         assert named == allowed
+
+
+@pytest.mark.parametrize("port", ["65536", "99999", "123456", "-1", "", "x"])
+def test_a_port_beyond_the_last_one_is_refused(port: str) -> None:
+    """libzmq would listen at another one, and nobody would find it."""
+    with pytest.raises(ConfigError, match=r"federation\.bind.*65535"):
+        config.parse({"federation": {"bind": f"tcp://127.0.0.1:{port}"}})
+    with pytest.raises(ConfigError, match=r"network\.http.*65535"):
+        config.parse({"network": {"http": f"127.0.0.1:{port}"}})
+
+
+@pytest.mark.parametrize("port", ["0", "80", "5560", "9999", "10000", "65535", "*"])
+def test_every_port_can_be_named(port: str) -> None:
+    assert config.parse({"federation": {"bind": f"tcp://127.0.0.1:{port}"}}).federation.bind.endswith(port)
