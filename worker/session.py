@@ -360,9 +360,14 @@ class Session:
         if message.result != "accepted":
             self._appetite.doubt()
         about = {"task": message.task, "kind": entry.kind, "version": entry.base}
-        if message.result in ("accepted", "duplicate"):  # an ACK was lost before
+        if message.result == "accepted":
             self._counts["accepted"] += 1
             self._notify(Moment.UPDATE_ACCEPTED, **about)
+        elif (
+            message.result == "duplicate"
+        ):  # an ACK was lost before, or this worker was killed when it had come
+            self._counts["accepted"] += 1
+            self._notify(Moment.UPDATE_ACCEPTED, **about, result="duplicate")
         else:
             self._counts["rejected"] += 1
             self._notify(Moment.UPDATE_REJECTED, **about, result=message.result, reason=message.reason)

@@ -151,7 +151,7 @@ def judge(f: Federation, rng: random.Random, *, is_clean: bool = True) -> Verdic
         event["task"]
         for worker in f.workers.values()
         for event in events(worker)
-        if event["event"] == "update accepted" and event["kind"] == "fit"
+        if event["event"] == "update accepted" and event["kind"] == "fit" and "result" not in event
     ]
     missing, surplus, marks = _model_against_payloads(f, versions)
     lost = len(set(told) - journal) + missing

@@ -4,6 +4,7 @@ The peers that misbehave are raw sockets with keys of their own; everybody else 
 """
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -215,7 +216,7 @@ def test_a_worker_that_knew_a_key_never_speaks_in_the_clear(tmp_path: Path) -> N
         again = f.start_worker("w1")
         wait_for("w1 is back", lambda: log_of(again).count("connected  ") >= 2)
         again.kill()
-        f.stop_broker(15)  # type: ignore[arg-type]
+        f.stop_broker(signal.SIGTERM)
         f.tables["security"] = {}
         f.start_broker()
         again = f.start_worker("w1")
@@ -332,10 +333,11 @@ def test_a_list_that_breaks_changes_nothing(quiet: Keyed) -> None:
     member = quiet.member("member")
     listed = quiet.ring.allowlist.read_text()
     quiet.ring.allowlist.write_text(listed + "not a key\n")
-    assert quiet.broker is not None
-    wait_for("the broken line", lambda: "line 2" in log_of(quiet.broker))  # type: ignore[arg-type]
+    broker = quiet.broker
+    assert broker is not None
+    wait_for("the broken line", lambda: "line 2" in log_of(broker))
     quiet.ring.allowlist.unlink()
-    wait_for("the missing file", lambda: "is gone" in log_of(quiet.broker))  # type: ignore[arg-type]
+    wait_for("the missing file", lambda: "is gone" in log_of(broker))
     member.say(wire.Fetch(version=5, offset=0, length=1))
     assert isinstance(member.hear(), wire.Error)
     quiet.ring.allowlist.write_text("")  # this is how one lets nobody in
@@ -355,7 +357,8 @@ def test_an_invite_registers_one_key_once(quiet: Keyed) -> None:
     assert guest.hear() == wire.Enrolled(key=to_bytes(first.public))
     guest.say(wire.Enroll(key=to_bytes(second.public)))
     assert _forbidden(guest.hear(), "once")
-    quiet.broker.kill()  # type: ignore[union-attr]
+    assert quiet.broker is not None
+    quiet.broker.kill()
     quiet.start_broker()
     late = quiet.peer(pair)
     late.say(wire.Enroll(key=to_bytes(second.public)))
@@ -463,7 +466,7 @@ def test_a_broker_refuses_keys_that_are_not_in_order(tmp_path: Path) -> None:
     """None there, a secret that others can read, halves that do not belong together, a broken list: exit code 2."""
     with Keyed(tmp_path, merged(QUICK, ASYNC)) as f:
         f.start_broker()
-        f.stop_broker(15)  # type: ignore[arg-type]
+        f.stop_broker(signal.SIGTERM)
 
         def refusal() -> str:
             ended = run("broker", f.toml, cwd=tmp_path)

@@ -923,7 +923,8 @@ def test_an_update_that_was_taken_before_is_accepted() -> None:
     driver.run_through("t")
     driver.get(wire.Ack(task=b"t", result="duplicate"))
     assert driver.of(DeleteOutbox)
-    assert driver.moments() == [Moment.UPDATE_ACCEPTED]
+    (told,) = driver.of(Notify)
+    assert (told.moment, told.fields["result"]) == (Moment.UPDATE_ACCEPTED, "duplicate")
 
 
 @pytest.mark.parametrize("result", ["stale", "rejected"])
