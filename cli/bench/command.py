@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from .flower import FlowerMeasured
 
 
+_folder_option = click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A folder on the disk to measure.  [default: that of temporary files]",
+)
+
+
 @click.group()
 @log_options
 def bench() -> None:
@@ -69,11 +76,7 @@ def bench() -> None:
     default=None,
     help="Whether to measure Flower's gRPC stream beside it.  [default: where it is installed]",
 )
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="A folder on the disk to measure.  [default: that of temporary files]",
-)
+@_folder_option
 @json_option
 @log_options
 def federation(
@@ -186,11 +189,7 @@ def federation(
     show_default=True,
     help="Whether what is accepted survives a power cut.",
 )
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="A folder on the disk to measure.  [default: that of temporary files]",
-)
+@_folder_option
 @json_option
 @log_options
 def load(
