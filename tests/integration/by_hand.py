@@ -1,16 +1,31 @@
-"""A worker by hand: a socket that takes a task when its test says so, and answers it with what its test says."""
+"""A small federation, and a worker by hand: a socket that takes a task when its test says so, and answers it with
+what its test says."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 import zmq
 
-from fedmq.fedcore import wire
+from fedmq.fedcore import model_file, wire
 
 WAIT_S = 30.0
+
+
+def settings(folder: Path, n: int = 100) -> dict[str, dict[str, Any]]:
+    """What stands in the federation.toml of a broker that makes a version of every update of `n` floats."""
+    model = model_file.from_arrays({"w": np.zeros(n, np.float32)})
+    model_file.write_chunks(folder / "model.safetensors", model.chunks)
+    return {
+        "federation": {"bind": "tcp://127.0.0.1:*", "state": str(folder / "state")},
+        "model": {"initial": str(folder / "model.safetensors")},
+        "mode": {"kind": "async", "buffer": 1, "concurrency": 1},
+        "evaluate": {"every": 0},
+        "storage": {"durability": "os"},
+    }
 
 
 class Worker:

@@ -6,14 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fedmq.broker.daemon import Broker
 from fedmq.broker.store.backup import backup
 from fedmq.broker.store.history import History
-from fedmq.fedcore import model_file
 
+from . import by_hand
 from .by_hand import worker
 from .federation import Federation, Tables, log_of, run, wait_for
 
@@ -65,15 +64,7 @@ def test_a_federation_goes_on_from_a_backup(tmp_path: Path, tables: Tables, n: i
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, dict[str, Any]]:
     """A version for every update."""
-    model = model_file.from_arrays({"w": np.zeros(100, np.float32)})
-    model_file.write_chunks(tmp_path / "model.safetensors", model.chunks)
-    return {
-        "federation": {"bind": "tcp://127.0.0.1:*", "state": str(tmp_path / "state")},
-        "model": {"initial": str(tmp_path / "model.safetensors")},
-        "mode": {"kind": "async", "buffer": 1, "concurrency": 1},
-        "evaluate": {"every": 0},
-        "storage": {"durability": "os"},
-    }
+    return by_hand.settings(tmp_path)
 
 
 def at_version(broker: Broker, version: int) -> None:

@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xxhash
-import zmq
 
 from fedmq.broker.daemon import Broker
 from fedmq.broker.store.journal import Journal
-from fedmq.fedcore import model_file, wire
+from fedmq.fedcore import wire
 from fedmq.fedcore.errors import (
     ClientAppError,
     ConfigError,
@@ -28,6 +26,9 @@ from fedmq.fedcore.errors import (
     StateError,
 )
 
+from . import by_hand
+from .by_hand import worker
+
 WAIT_S = 30.0
 N = 100
 
@@ -35,78 +36,7 @@ N = 100
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, dict[str, Any]]:
     """A federation of a hundred floats: a version for every update."""
-    model = model_file.from_arrays({"w": np.zeros(N, np.float32)})
-    model_file.write_chunks(tmp_path / "model.safetensors", model.chunks)
-    return {
-        "federation": {"bind": "tcp://127.0.0.1:*", "state": str(tmp_path / "state")},
-        "model": {"initial": str(tmp_path / "model.safetensors")},
-        "mode": {"kind": "async", "buffer": 1, "concurrency": 1},
-        "evaluate": {"every": 0},
-        "storage": {"durability": "os"},
-    }
-
-
-class Worker:
-    """A worker by hand: takes a task when it is told to, and answers it with ones."""
-
-    def __init__(self, endpoint: str, name: str = "w") -> None:
-        self._arrived: list[wire.Message] = []
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(endpoint)
-        self.send(wire.Hello(protocol=1, name=name, instance=name.encode(), boot=b"b"))
-        self.expect(wire.Welcome)
-
-    def send(self, message: wire.Message, payload: wire.Frame | None = None) -> None:
-        self._socket.send_multipart(wire.encode(message, payload))
-
-    def expect(self, kind: type[wire.Message]) -> Any:
-        """The next message of a kind; others wait until they are asked for."""
-        deadline = time.monotonic() + WAIT_S
-        while time.monotonic() < deadline:
-            for message in self._arrived:
-                if isinstance(message, kind):
-                    self._arrived.remove(message)
-                    return message
-            if self._socket.poll(100):
-                self._arrived.append(wire.decode(self._socket.recv_multipart(), wire.TO_WORKER)[0])
-        raise AssertionError(f"no {kind.__name__} arrived, but {self._arrived}")
-
-    def offer(self, task: wire.Task) -> None:
-        payload = np.ones(N, np.float32).tobytes()
-        offer = wire.Offer(
-            task=task.task,
-            kind="fit",
-            base=task.version,
-            examples=1,
-            layout=task.layout,
-            encoding="f32",
-            size=len(payload),
-            digest=xxhash.xxh3_128_digest(payload),
-        )
-        self.send(offer, payload)
-
-    def work(self) -> wire.Ack:
-        """Take the next task and finish it."""
-        task = self.expect(wire.Task)
-        self.offer(task)
-        self.send(wire.Beat(tasks=(), outbox=(task.task,), free=1, seen=task.seq))
-        ack = self.expect(wire.Ack)
-        assert isinstance(ack, wire.Ack)
-        return ack
-
-    def close(self) -> None:
-        self._context.destroy(linger=0)
-
-
-@contextlib.contextmanager
-def worker(endpoint: str, name: str = "w") -> Iterator[Worker]:
-    made = Worker(endpoint, name)
-    try:
-        yield made
-    finally:
-        made.close()
+    return by_hand.settings(tmp_path)
 
 
 def version_at_least(broker: Broker, version: int) -> dict[str, Any]:
@@ -122,7 +52,7 @@ def test_a_federation_runs_to_its_end(settings: dict[str, Any]) -> None:
     """Three updates, three versions, exit code 0; the sum of all that was accepted is in the file."""
     broker = Broker({**settings, "stop": {"versions": 3}})
     with broker, worker(broker.endpoint) as w:
-        assert [w.work().result for _ in range(3)] == ["accepted"] * 3
+        assert [w.fit().result for _ in range(3)] == ["accepted"] * 3
         assert w.expect(wire.Bye).reason == "finished"
         assert broker.wait(WAIT_S) == 0
     state = Path(broker.config.federation.state)
@@ -138,7 +68,7 @@ def test_a_federation_runs_to_its_end(settings: dict[str, Any]) -> None:
 def test_a_status_says_what_the_process_costs(settings: dict[str, Any]) -> None:
     """The mind's state and the body's figures in one reply."""
     with Broker(settings) as broker, worker(broker.endpoint) as w:
-        w.work()
+        w.fit()
         status = version_at_least(broker, 1)
         assert status["endpoint"] == broker.endpoint
         assert status["pid"] == os.getpid()
@@ -153,7 +83,7 @@ def test_a_status_says_what_the_process_costs(settings: dict[str, Any]) -> None:
 def test_a_restart_goes_on_where_it_was(settings: dict[str, Any]) -> None:
     """The same federation, version, pause and totals; a task that is out is accepted by the next process."""
     with Broker(settings) as broker, worker(broker.endpoint) as w:
-        w.work()
+        w.fit()
         before = version_at_least(broker, 1)
         task = w.expect(wire.Task)
         assert broker.stop() == 0
@@ -162,8 +92,7 @@ def test_a_restart_goes_on_where_it_was(settings: dict[str, Any]) -> None:
         status = broker.status()
         assert (status["version"], status["id"]) == (1, before["id"])
         assert status["bytes_up"] >= before["bytes_up"]
-        w.offer(task)
-        assert w.expect(wire.Ack).result == "accepted"
+        assert w.offer(task).result == "accepted"
         version_at_least(broker, 2)
 
 
@@ -171,7 +100,7 @@ def test_a_killed_broker_loses_nothing_that_it_acknowledged(settings: dict[str, 
     """SIGKILL right after an ACK: the update is in the next version, once."""
     with daemon(tmp_path, settings) as (process, endpoint), worker(endpoint) as w:
         for _ in range(3):
-            assert w.work().result == "accepted"
+            assert w.fit().result == "accepted"
         process.kill()
         process.wait()
     with Broker(settings) as broker:
@@ -239,10 +168,8 @@ def test_a_first_run_that_ends_badly_leaves_its_folder(
 
     monkeypatch.setattr(Journal, "close", refused)
     broker = Broker(settings).start()
-    worker = Worker(broker.endpoint)
-    worker.offer(worker.expect(wire.Task))
-    assert worker.expect(wire.Ack).result == "accepted"
-    worker.close()
+    with worker(broker.endpoint) as w:
+        assert w.fit().result == "accepted"
     with pytest.raises(StateError, match="the disk is full"):
         broker.stop()
     with Broker(settings) as again:
@@ -378,7 +305,7 @@ def test_a_first_model_comes_from_an_app(
     monkeypatch.syspath_prepend(tmp_path)
     settings["model"] = {"initial": "first_app:App"}
     with Broker(settings) as broker, worker(broker.endpoint) as w:
-        w.work()
+        w.fit()
         version_at_least(broker, 1)
     (tmp_path / "first_app.py").unlink()
     with Broker(settings) as broker:

@@ -21,9 +21,10 @@ from fedmq.broker.daemon import Broker
 from fedmq.broker.metrics import BY_NAME, METRICS
 from fedmq.broker.store.journal import Journal
 from fedmq.broker.threads import Ask
-from fedmq.fedcore import model_file, wire
+from fedmq.fedcore import wire
 from fedmq.fedcore.errors import ConfigError
 
+from . import by_hand
 from .by_hand import worker
 
 WAIT_S = 30.0
@@ -50,16 +51,7 @@ PRIVATE = {
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, dict[str, Any]]:
     """A federation of a hundred floats, a version for every update, with an HTTP port."""
-    model = model_file.from_arrays({"w": np.zeros(N, np.float32)})
-    model_file.write_chunks(tmp_path / "model.safetensors", model.chunks)
-    return {
-        "federation": {"bind": "tcp://127.0.0.1:*", "state": str(tmp_path / "state")},
-        "model": {"initial": str(tmp_path / "model.safetensors")},
-        "mode": {"kind": "async", "buffer": 1, "concurrency": 1},
-        "evaluate": {"every": 0},
-        "storage": {"durability": "os"},
-        "network": {"http": "127.0.0.1:*"},
-    }
+    return {**by_hand.settings(tmp_path), "network": {"http": "127.0.0.1:*"}}
 
 
 def get(broker: Broker, path: str, method: str = "GET") -> tuple[int, str]:
@@ -245,7 +237,7 @@ def test_a_port_in_use_changes_nothing(settings: dict[str, Any], tmp_path: Path)
         with pytest.raises(ConfigError, match=r"network\.http .* in use"):
             Broker(settings).start()
         assert not (tmp_path / "state").exists()
-    for address, message in (("127.0.0.1:99999", "cannot listen"), ("192.0.2.1:9560", "cannot listen")):
+    for address, message in (("127.0.0.1:99999", "65535"), ("192.0.2.1:9560", "cannot listen")):
         settings["network"] = {"http": address, "http_public": True}
         with pytest.raises(ConfigError, match=message):
             Broker(settings).start()
