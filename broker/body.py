@@ -26,6 +26,7 @@ from .events import (
     Adopt,
     Collect,
     Commit,
+    Control,
     Discard,
     Drop,
     Evaluate,
@@ -178,10 +179,6 @@ class Body:
             self._tell(Revoked(key))
         for event in self._transport.receive():
             self._tell(event)
-        for command in self._control.receive():
-            if command.command == "status":
-                self._status.add(command.token)
-            self._tell(command)
         if self._wake_at is not None and time.monotonic() >= self._wake_at:
             self._wake_at = None
             self._tell(Tick())
@@ -243,6 +240,10 @@ class Body:
                 self._halted = Exit(1, reason)
             case Ask(answer):
                 answer()
+            case Control(token, command):
+                if command == "status":
+                    self._status.add(token)
+                self._tell(notice)
             case _:
                 self._tell(notice)
 

@@ -208,7 +208,7 @@ class Broker:
         judge = _service(stack, inbox, "evaluation", Judge(config, storage.versions, app))
         stack.callback(app.kill)
         registrar = None if ring is None else _service(stack, inbox, "keys", Registrar(ring))
-        server = ControlServer(state.control, transport)
+        server = ControlServer(state.control, inbox)
         stack.callback(server.close)
         mind = Coordinator(
             config,

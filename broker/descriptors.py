@@ -33,8 +33,7 @@ def room() -> int:
     """How many connections this process may have, so that some descriptors stay for files.
 
     A quarter is kept back: libzmq accepts in a thread of its own, and is ahead of whoever cuts by as many as connect
-    in a few milliseconds. It must never reach the end: its listener for ipc, the control socket's, aborts the process
-    on EMFILE (libzmq 4.3.5, src/ipc_listener.cpp).
+    in a few milliseconds.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - max(FILES_MIN, soft // 4), soft // 4)

@@ -406,10 +406,6 @@ class Transport:
                 self._gate.close()
             self._context.term()
 
-    def socket(self, kind: int) -> "zmq.Socket[bytes]":
-        """Another socket of this context; close it before this transport."""
-        return self._context.socket(kind)
-
     def _bind(self, wires: Wires) -> "zmq.Socket[bytes]":
         socket = self._context.socket(zmq.ROUTER)
         for option, value in (

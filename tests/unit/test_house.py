@@ -15,7 +15,7 @@ ROOMS = ("broker", "cli", "fedcore", "worker")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 # The only files that may touch a socket.
-ZMQ_FILES = {"broker/auth.py", "broker/control.py", "broker/transport.py", "worker/transport.py"}
+ZMQ_FILES = {"broker/auth.py", "broker/transport.py", "worker/transport.py"}
 # Which rooms a room may import, besides itself.
 BELOW = {
     "fedcore": set(),
@@ -85,8 +85,8 @@ def test_packages_import_each_other_absolutely() -> None:
     assert not wrong
 
 
-def test_sockets_are_touched_in_four_files_only() -> None:
-    """Transports, control socket and authenticator, and `fedmq info`, which asks zmq for its version."""
+def test_sockets_are_touched_in_three_files_only() -> None:
+    """Transports and authenticator, and `fedmq info`, which asks zmq for its version."""
     users = {name_of(path) for path in FILES if any(name.split(".")[0] == "zmq" for name in imports(path))}
     assert users <= ZMQ_FILES | {"cli/info.py"}
 
