@@ -62,6 +62,10 @@ class VersionStore:
         self._fsync = fsync
         self._lock = threading.Lock()
         self._maps: dict[Path, memoryview] = {}
+        self._with_state: set[int] = set()
+        """Versions that may have files of optimizer state: where there are none, the folder need not be read."""
+        self._layout: Layout | None = None
+        self._header = b""
 
     def recover(self, current: int | None) -> tuple[int, ...]:
         """Delete what a crash left behind, and say which versions there are.
@@ -80,6 +84,8 @@ class VersionStore:
             match = _NAME.fullmatch(path.name)
             if match and (match[3] or current is None or int(match[1]) > current):
                 path.unlink()
+            elif match and match[2]:
+                self._with_state.add(int(match[1]))
         versions = self.versions()
         if current is not None and current not in versions:
             raise StateError(
@@ -122,9 +128,12 @@ class VersionStore:
         return file[offset : offset + length]
 
     def layout(self, version: int) -> Layout:
-        """The layout of a version's file."""
+        """The layout of a version's file. Every version of a model has the same header: it is parsed once."""
         file = self.file(version)
-        return Layout.from_file_prefix(file, len(file))
+        if self._layout is None or bytes(file[: len(self._header)]) != self._header:
+            self._layout = Layout.from_file_prefix(file, len(file))
+            self._header = bytes(file[: self._layout.data_start])
+        return self._layout
 
     def verify(self, version: int, *, size: int, digest: bytes) -> None:
         """Read a version's file once and compare it with what the journal says about it.
@@ -174,6 +183,8 @@ class VersionStore:
 
     def writer(self, version: int, slots: Sequence[str] = ()) -> VersionWriter:
         """Begin to write a version and the optimizer state that goes with it."""
+        if slots:
+            self._with_state.add(version)
         return VersionWriter(
             self.path(version), {s: self._state_path(version, s) for s in slots}, self._fsync
         )
@@ -214,10 +225,14 @@ class VersionStore:
             path.unlink(missing_ok=True)
 
     def _unlink_states(self, is_doomed: Callable[[int], bool]) -> None:
+        doomed = {version for version in self._with_state.copy() if is_doomed(version)}
+        if not doomed:
+            return
         for path in patiently(lambda: list(self._folder.iterdir())):
             match = _NAME.fullmatch(path.name)
-            if match and match[2] and not match[3] and is_doomed(int(match[1])):
+            if match and match[2] and not match[3] and int(match[1]) in doomed:
                 self._unlink(path)
+        self._with_state -= doomed
 
 
 class VersionWriter:
