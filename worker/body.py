@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedmq.worker")
 
 _LEVELS: Final = {
+    **dict.fromkeys(Moment, logging.INFO),
     Moment.MODEL_REFETCHED: logging.WARNING,
     Moment.NOT_CONNECTED: logging.WARNING,
     Moment.TASK_FAILED: logging.WARNING,
@@ -63,6 +64,7 @@ _LEVELS: Final = {
     Moment.UPDATE_LOST: logging.ERROR,
     Moment.UPDATE_RESENT: logging.DEBUG,
 }
+_TEXTS: Final = {moment: moment.value.replace("_", " ") for moment in Moment}
 
 
 class Body:
@@ -85,7 +87,6 @@ class Body:
         self._posted: Inbox[Event] = Inbox()
         transport.watch(self._posted)
         self._wake_at = math.inf
-        self._closed_socket = False
         self._undeleted = False
         """The last deletion failed; said once."""
         self._exit: Exit | None = None
@@ -117,7 +118,7 @@ class Body:
     def run(self) -> None:
         """The I/O thread, until the mind wants to exit."""
         try:
-            self._handle([Start()])
+            self._handle(Start())
             while self._exit is None:
                 self._turn()
         except BaseException as error:
@@ -130,28 +131,20 @@ class Body:
     def _turn(self) -> None:
         timeout_s = None if math.isinf(self._wake_at) else self._wake_at - time.monotonic()
         arrived = self._transport.wait(timeout_s)
-        posted = self._posted.drain()
-        if not posted and not arrived:
-            posted.append(Tick())
-        self._handle(posted)
-        self._closed_socket = False
-        self._handle(arrived, from_socket=True)
+        self._handle(*(self._posted.drain() + arrived or [Tick()]))
         try:
             self._transport.flush()
         except _Unreadable as error:
             self.post(OutboxFailed(error.task, str(error)))
 
-    def _handle(self, events: list[Event], *, from_socket: bool = False) -> None:
-        for event in events:
-            if self._exit is not None or (from_socket and self._closed_socket):
-                return  # what a socket said that is closed by now
-            now = time.monotonic()
-            if now >= self._wake_at:
-                self._wake_at = math.inf
-            with self._lock:
-                actions = self._session.handle(event, now)
-            for action in actions:
-                self._perform(action)
+    def _handle(self, *events: Event) -> None:
+        now = time.monotonic()
+        if now >= self._wake_at:
+            self._wake_at = math.inf
+        with self._lock:
+            actions = self._session.handle(*events, now=now)
+        for action in actions:
+            self._perform(action)
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -159,6 +152,8 @@ class Body:
                 self._transport.send(action.message)
             case SendStored():
                 self._send_stored(action)
+            case Notify():
+                self._notify(action)
             case StoreBlock():
                 try:
                     self._models.append(action.digest, action.offset, action.data)
@@ -180,21 +175,21 @@ class Body:
                 self._transport.open(invited=action.invited)
             case CloseSocket():
                 self._transport.close()
-                self._closed_socket = True
             case Wake():
                 self._wake_at = action.at
-            case Notify():
-                level = _LEVELS.get(action.moment, logging.INFO)
-                if action.fields.get("result") == "rejected":
-                    level = logging.WARNING  # stale and duplicate are everyday life
-                self._log(level, action.moment.value.replace("_", " "), action.fields)
-                self.hooks.tell(action.moment, action.fields)
             case Note():
                 self._log(logging.getLevelNamesMapping()[action.level.upper()], action.text, action.fields)
             case Exit():
                 self._exit = action
             case _:
                 raise TypeError(f"no such action: {type(action).__name__}")
+
+    def _notify(self, action: Notify) -> None:
+        level = _LEVELS[action.moment]
+        if action.fields.get("result") == "rejected":
+            level = logging.WARNING  # stale and duplicate are everyday life
+        self._log(level, _TEXTS[action.moment], action.fields)
+        self.hooks.tell(action.moment, action.fields)
 
     def _delete(self, what: str, delete: Callable[[bytes], None], name: bytes) -> None:
         """Delete, where the disk lets us. It is no loss otherwise: a result that the next process finds is offered

@@ -102,9 +102,12 @@ class Downloads:
         """Whether every byte of a task's model is here."""
         return task.digest is None or self._models[task.digest].have == task.size
 
-    def trim(self, needed: set[bytes]) -> None:
+    def trim(self, needed: Callable[[], set[bytes]]) -> None:
         """Delete the least recently used models beyond `keep` that no task needs."""
-        spare = [digest for digest in self._models if digest not in needed]
+        if len(self._models) <= self._keep:
+            return
+        those = needed()
+        spare = [digest for digest in self._models if digest not in those]
         for digest in spare[: max(0, len(spare) - self._keep)]:
             del self._models[digest]
             self._emit(DeleteModel(digest))
@@ -166,11 +169,11 @@ class Downloads:
         """FETCH what these tasks lack, the first task's model first."""
         if now < self._retry_at:
             return
+        lacking = [m for t in tasks if t.digest is not None and (m := self._models[t.digest]).asked < m.size]
+        if not lacking:
+            return
         free = WINDOW - sum(len(m.outstanding) for m in self._models.values())
-        for task in tasks:
-            if task.digest is None:
-                continue
-            model = self._models[task.digest]
+        for model in lacking:
             while free > 0 and model.asked < model.size:
                 if free == WINDOW:
                     self._moved_at = now

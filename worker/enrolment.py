@@ -16,8 +16,10 @@ from typing import Any
 
 from fedmq.fedcore import wire
 
-from .events import Action, CloseSocket, Event, Note, Opened, OpenSocket, Received, Refused, Send
+from .events import Action, CloseSocket, Event, Lost, Note, Opened, OpenSocket, Received, Refused, Send
 from .session import Session
+
+_OF_A_SOCKET = (Lost, Opened, Received, Refused)
 
 
 class Enrolment:
@@ -39,8 +41,22 @@ class Enrolment:
         self._invited = is_new
         """Whether the socket that is open, or the next one, speaks with the invite's key."""
 
-    def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event and say what is to be done, as `Session.handle` does."""
+    def handle(self, *events: Event, now: float) -> list[Action]:
+        """Take events and say what is to be done, as `Session.handle` does."""
+        actions: list[Action] = []
+        is_closed = False
+        for event in events:
+            if not (is_closed and isinstance(event, _OF_A_SOCKET)):  # another one is open by now
+                made = self._take(event, now)
+                is_closed |= any(isinstance(action, CloseSocket) for action in made)
+                actions += made
+        return actions
+
+    def status(self) -> dict[str, Any]:
+        """As `Session.status`."""
+        return self._session.status()
+
+    def _take(self, event: Event, now: float) -> list[Action]:
         if self._invited:
             match event:
                 case Opened():
@@ -54,9 +70,5 @@ class Enrolment:
                     return []
         if isinstance(event, Refused):
             self._invited = not self._invited
-        actions = self._session.handle(event, now)
+        actions = self._session.handle(event, now=now)
         return [OpenSocket(invited=self._invited) if isinstance(a, OpenSocket) else a for a in actions]
-
-    def status(self) -> dict[str, Any]:
-        """As `Session.status`."""
-        return self._session.status()

@@ -21,10 +21,11 @@ from pathlib import PurePath
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from fedmq.fedcore import kernels, model_file, state_dict, wire
 from fedmq.fedcore.errors import ClientAppError, FedmqError, ModelError, TaskCancelled
-from fedmq.fedcore.layout import Flat, Layout
+from fedmq.fedcore.layout import Array, Flat, Layout
 
 from .client import ClientApp, TaskContext, check_evaluation, check_fit, make_initial
 from .entry import Entry
@@ -78,6 +79,8 @@ class Runner:
         self._current: Job | None = None
         self._layout: Layout | None = None
         self._header = b""
+        self._like: dict[str, Array] = {}
+        """Names, shapes and dtypes of what the app is given; it may replace the arrays in its dict."""
 
     def submit(self, task: wire.Task, federation: str) -> None:
         """Hand a task over; called by the I/O thread, one at a time."""
@@ -139,12 +142,10 @@ class Runner:
         if job.task.kind == "evaluate":
             result = check_evaluation(self._app.evaluate(weights, context))
             return self._outbox.put(_entry(job, result.examples, result.metrics))
-        # Names, shapes and dtypes of what the app was given; it may replace the arrays in its dict.
-        like = state_dict.unpack(layout, file, copy=False)
-        fit = check_fit(self._app.fit(weights, context), like)
+        fit = check_fit(self._app.fit(weights, context), self._like)
         delta = state_dict.delta(layout, layout.flat(file), fit.weights)
         entry = _entry(job, fit.examples, fit.metrics)
-        del weights, fit, like  # the delta is all that is needed: half the memory while it is encoded
+        del weights, fit  # the delta is all that is needed: half the memory while it is encoded
         return self._outbox.put(entry, encoded(delta, job.task.encoding, job.task.seed))
 
     def _init(self, job: Job) -> Entry:
@@ -175,6 +176,10 @@ class Runner:
         if self._layout is None or bytes(file[: len(self._header)]) != self._header:
             self._layout = Layout.from_file_prefix(file, len(file))
             self._header = bytes(file[: self._layout.data_start])
+            views = state_dict.unpack(self._layout, file, copy=False)
+            self._like = {
+                name: np.broadcast_to(view.dtype.type(0), view.shape) for name, view in views.items()
+            }
         return self._layout
 
 

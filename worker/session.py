@@ -1,6 +1,6 @@
 """The worker's mind: a pure state machine. No I/O, no clock, and no randomness but what it is given.
 
-    actions = session.handle(event, now)      # see events.py for both
+    actions = session.handle(*events, now=now)      # see events.py for both
 
 Theory of operation
 -------------------
@@ -35,7 +35,7 @@ Rules that hold here:
 
 - An illegal message changes nothing, and proves life at most.
 - A task in hand leaves it by a result, a FAIL or a CANCEL. An update leaves the outbox by an ACK or a CANCEL.
-- All that time does is in `_on_time`, which runs at every event; `Wake` only asks for one more.
+- All that time does is in `_on_time`, which runs whenever something happens; `Wake` only asks for once more.
 """
 
 import random
@@ -86,6 +86,7 @@ BLOCK_MIN: Final = 1024
 """A broker that wants smaller pieces than this is not served."""
 REFUSED_CODE: Final = 7
 """Exit code of a worker that is refused for good: `ConnectError`'s."""
+_SAYING: Final = (Send, SendStored)
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,12 +150,16 @@ class Session:
         """Whether `Exit` was asked for."""
         return self._connection.phase is Phase.ENDED
 
-    def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event, at a time that never goes back, and say what is to be done, in order."""
-        if self.has_ended:
-            return []
+    def handle(self, *events: Event, now: float) -> list[Action]:
+        """Take events, at a time that never goes back, and say what is to be done, in order.
+
+        Several are taken as if all had happened at once: what they make possible is looked for once, after the last.
+        """
         self._out = []
-        self._on_event(event, now)
+        for event in events:
+            if self.has_ended:
+                break
+            self._on_event(event, now)
         if not self.has_ended:
             self._on_time(now)
             self._settle(now)
@@ -425,14 +430,16 @@ class Session:
             self._version = task.version
             self._emit(StartApp(task, self._federation or ""))
             self._notify(Moment.TASK_STARTED, task=task.task, kind=task.kind, version=task.version)
-        self._downloads.trim(self._tasks.models())
+        self._downloads.trim(self._tasks.models)
         if self.phase is not Phase.OPEN:
             return
         before = len(self._out)
         self._appetite.offered(self._uploads.pump(now))
         self._downloads.pump(self._tasks.waiting(), now)
-        if any(isinstance(action, Send | SendStored) for action in self._out[before:]):
-            self._connection.said(now)
+        for action in self._out[before:]:
+            if isinstance(action, _SAYING):
+                self._connection.said(now)
+                break
         free = self._free(now)
         if self._appetite.is_news(free) or self._connection.is_beat_due(now):
             self._beat(free, now)

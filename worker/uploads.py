@@ -81,6 +81,7 @@ class Uploads:
         self._rng = rng
         self._emit = emit
         self._inline_max = 0
+        """Bytes that may ride with an OFFER."""
         self._credit = 0
 
     def __len__(self) -> int:
@@ -120,7 +121,7 @@ class Uploads:
 
     def welcome(self, terms: wire.Welcome) -> None:
         """A session opened: everything is to be offered again."""
-        self._inline_max = min(terms.inline_max, wire.INLINE_MAX)
+        self._inline_max = min(terms.inline_max, wire.INLINE_MAX, terms.credit)
         self._credit = terms.credit
         for upload in self._uploads.values():
             upload.stage = Stage.IDLE
@@ -166,11 +167,13 @@ class Uploads:
     def pump(self, now: float) -> int:
         """Offer what is due, the oldest first, within the limits; how many the broker first hears of by that."""
         uploads = self._uploads.values()
+        is_due = False
         for upload in uploads:
             unanswered = upload.stage is Stage.OFFERED and now >= upload.moved_at + STALL_S
             if unanswered or (upload.stage is Stage.WAITING and now >= upload.retry_at):
                 upload.stage = Stage.IDLE
-        if not any(upload.stage is Stage.IDLE for upload in uploads):
+            is_due = is_due or upload.stage is Stage.IDLE
+        if not is_due:
             return 0
         offered = [u for u in uploads if u.stage is Stage.OFFERED]
         inline = sum(u.entry.size for u in offered if self._is_inline(u.entry))
@@ -211,7 +214,7 @@ class Uploads:
         return due
 
     def _is_inline(self, entry: Entry) -> bool:
-        return entry.has_payload and entry.size <= min(self._inline_max, self._credit)
+        return entry.size <= self._inline_max and entry.has_payload
 
     def _offer(self, upload: Upload, now: float) -> None:
         entry = upload.entry

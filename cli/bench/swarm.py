@@ -261,7 +261,7 @@ class Swarm:
         self._poll.modify(member.socket.fileno(), wants)
 
     def _tell(self, member: Member, event: Event) -> None:
-        for action in member.mind.handle(event, time.monotonic()):
+        for action in member.mind.handle(event, now=time.monotonic()):
             self._do(member, action)
 
     def _do(self, member: Member, action: Action) -> None:

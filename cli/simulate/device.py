@@ -118,7 +118,7 @@ class Device:
         self._connect_soon()
 
     def _tell(self, event: Event) -> None:
-        for action in self._mind.handle(event, self._simulation.schedule.now):
+        for action in self._mind.handle(event, now=self._simulation.schedule.now):
             self._perform(action)
 
     def _perform(self, action: Action) -> None:

@@ -303,14 +303,14 @@ def test_the_workers_mind_bears_anything() -> None:
                     event = to_worker.Received(*wire.decode(step, wire.TO_WORKER))
                 except ProtocolError:
                     continue
-            for action in session.handle(event, now):
+            for action in session.handle(event, now=now):
                 assert not exits, "nothing is asked for after the end"
                 exits += isinstance(action, to_worker.Exit)
                 if isinstance(action, to_worker.Send):
                     wire.decode(wire.encode(action.message), wire.TO_BROKER)
         for _ in range(5):
             now += 1000.0
-            session.handle(to_worker.Tick(), now)
+            session.handle(to_worker.Tick(), now=now)
 
     fuzz(once)
 

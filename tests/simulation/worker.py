@@ -235,7 +235,7 @@ class Worker(Process):
 
     def _tell(self, event: Event) -> None:
         self._event = event
-        self.carry_out(self.mind.handle(event, self._schedule.now))
+        self.carry_out(self.mind.handle(event, now=self._schedule.now))
 
     def _post(self, message: wire.Message, payload: bytes | None) -> None:
         wire.encode(message, payload)  # which refuses what a broker would

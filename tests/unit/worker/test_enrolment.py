@@ -38,9 +38,9 @@ class Mind:
         self.now = 0.0
         self.tell(Start())
 
-    def tell(self, event: Event) -> list[Action]:
-        """What it wants done about an event."""
-        self.done = self.enrolment.handle(event, self.now)
+    def tell(self, *events: Event) -> list[Action]:
+        """What it wants done about events that come together."""
+        self.done = self.enrolment.handle(*events, now=self.now)
         return self.done
 
     def sockets(self) -> list[bool]:
@@ -150,3 +150,16 @@ def test_it_can_be_stopped_at_any_time() -> None:
     done: list[Any] = mind.tell(Stop())
     assert [action.code for action in done if isinstance(action, Exit)] == [0]
     assert not mind.said()
+
+
+def test_what_comes_after_enrolled_is_of_a_socket_that_is_closed() -> None:
+    """The session must not take the invite's connection for its own; what is not of a socket is heard."""
+    mind = Mind(is_new=True)
+    mind.tell(Opened())
+    mind.tell(Received(wire.Enrolled(key=KEY)), Opened(), Received(wire.Bye(reason="revoked")))
+    assert mind.sockets() == [False]
+    assert not mind.said()
+    mind = Mind(is_new=True)
+    mind.tell(Opened())
+    done: list[Any] = mind.tell(Received(wire.Enrolled(key=KEY)), Stop())
+    assert [action.code for action in done if isinstance(action, Exit)] == [0]

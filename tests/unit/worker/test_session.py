@@ -121,7 +121,7 @@ class Driver:
         """What the events lead to, all together."""
         self.actions = []
         for event in events:
-            self.actions += self.session.handle(event, self.now)
+            self.actions += self.session.handle(event, now=self.now)
         return self.actions
 
     def get(self, *messages: wire.Message) -> list[Action]:

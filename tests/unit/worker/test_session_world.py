@@ -227,6 +227,8 @@ class World:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
+        self.at_once = rng.randint(1, 5)
+        """Messages that the worker finds when it looks."""
         self.now = 0.0
         self.broker = Broker(rng)
         self.outbox: dict[bytes, Entry] = {}
@@ -254,8 +256,8 @@ class World:
         )
         self.tell(Start())
 
-    def tell(self, event: Event) -> None:
-        for action in self.session.handle(event, self.now):
+    def tell(self, *events: Event) -> None:
+        for action in self.session.handle(*events, now=self.now):
             self.act(action)
 
     def act(self, action: Action) -> None:
@@ -348,11 +350,14 @@ class World:
     def to_worker(self) -> None:
         self.down.extend(self.broker.out)
         self.broker.out.clear()
-        if self.down:
+        events: list[Event] = []
+        while self.down and len(events) < self.at_once:
             message, payload = self.down.popleft()
             if isinstance(message, wire.Welcome):
                 self.may_speak = True
-            self.tell(Received(message, None if payload is None else memoryview(payload)))
+            events.append(Received(message, None if payload is None else memoryview(payload)))
+        if events:
+            self.tell(*events)
 
     def app_ends(self) -> None:
         job, self.job = self.job, None
