@@ -68,6 +68,7 @@ class Books:
         self.made = self.version
         """The last version whose row was given to the journal: the current one, or the one about to be."""
         self.known: dict[bytes, int] = dict(recovered.known)
+        """The buffer of each accepted update that may be offered again, in the order of acceptance."""
         self.latest: dict[str, MetricsRow] = {}
         """The last metrics of each source."""
         self.best: dict[tuple[str, str], tuple[float, int]] = {}

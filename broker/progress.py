@@ -5,6 +5,7 @@ the oldest frozen one, open a round or extend it, close an evaluation, stop. Not
 event came, so that a restart, which has no events to remember, goes on the same way.
 """
 
+import itertools
 import math
 
 from fedmq.fedcore import wire
@@ -382,7 +383,7 @@ class Progress:
         """Drop what no accepted update can refer to any more."""
         books = self._books
         oldest = books.version - books.max_staleness - KNOWN_SLACK
-        for task in [t for t, buffer in books.known.items() if buffer < oldest]:
+        for task, _ in list(itertools.takewhile(lambda entry: entry[1] < oldest, books.known.items())):
             del books.known[task]
         for version in [v for v in books.versions if v < oldest and v not in books.kept]:
             del books.versions[version]

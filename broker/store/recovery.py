@@ -30,7 +30,7 @@ def _recover(db: sqlite3.Connection, max_staleness: int, kept: frozenset[int]) -
     query = "SELECT buffer FROM frozen WHERE buffer >= ? ORDER BY buffer"
     frozen = tuple(int(buffer) for (buffer,) in db.execute(query, (current,)))
     opened = frozen[-1] + 1 if frozen else current
-    window = "SELECT task, buffer FROM updates WHERE base >= ?"
+    window = "SELECT task, buffer FROM updates WHERE base >= ? ORDER BY id"
     lately = "SELECT DISTINCT worker FROM updates WHERE buffer >= ?"
     return Recovered(
         versions=tuple(_versions(db, current - max_staleness, kept)),

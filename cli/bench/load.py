@@ -7,7 +7,8 @@ What is measured, and how:
 - *storm*: from the first connection until the last worker has its WELCOME. Nobody gets a task meanwhile.
 - *idle*: the broker's CPU while everybody only beats, and its RssAnon beyond what it had without workers.
 - *load*: as many tasks are out at a time as keep the wanted rate. Latency runs from a worker's OFFER to its ACK;
-  its bins are 7 % wide.
+  its bins are 7 % wide. The broker remembers the ids of the last thousand versions, and whom it has given work: its
+  memory grows until it has seen that many.
 - *restart*: the broker is killed (SIGKILL) and started again. How long until every worker is back, by itself, and
   whether the journal holds every update that an ACK was sent for.
 """
@@ -43,6 +44,7 @@ TRAIN_S: Final = 0.5
 SPARE: Final = 256
 """Descriptors that a process needs besides its connections."""
 CONNECT_S: Final = 300.0
+QUARTERS: Final = 4
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _LOOK_S: Final = 0.05
 
@@ -90,8 +92,8 @@ class LoadMeasured(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms_p50: float
     latency_ms_p99: float
     load_cpu: float
-    rss_anon_begin: int | None
-    rss_anon_end: int | None
+    rss_anon: tuple[int | None, ...]
+    """When the load began, and after each quarter of it."""
     down_s: float
     """From the kill until the new broker listened."""
     back_s: float
@@ -220,14 +222,16 @@ def _load(load: Load, swarms: _Swarms, federation: LocalFederation, say: Say) ->
     """Small updates for a while; the first second is not counted."""
     _hold(swarms, federation, 1.0, lambda _: say("load begins"))
     before, bins, begin = swarms.total("accepted"), swarms.latency(), time.monotonic()
-    memory = _memory(federation)
+    memory = [_memory(federation)]
 
     def show(left: float) -> None:
         passed = max(time.monotonic() - begin, 1e-9)
         say(f"load, {(swarms.total('accepted') - before) / passed:.0f} updates/s, {left:.0f} s more")
 
     with _Cpu(federation) as cpu:
-        _hold(swarms, federation, load.seconds, show)
+        for quarter in range(QUARTERS, 0, -1):
+            _hold(swarms, federation, (begin + load.seconds - time.monotonic()) / quarter, show)
+            memory.append(_memory(federation))
     passed = time.monotonic() - begin
     latency = swarms.latency() - bins
     return {
@@ -235,8 +239,7 @@ def _load(load: Load, swarms: _Swarms, federation: LocalFederation, say: Say) ->
         "latency_ms_p50": 1e3 * quantile(latency, 0.5),
         "latency_ms_p99": 1e3 * quantile(latency, 0.99),
         "load_cpu": cpu.cores,
-        "rss_anon_begin": memory,
-        "rss_anon_end": _memory(federation),
+        "rss_anon": tuple(memory),
     }
 
 
@@ -364,11 +367,8 @@ def lines(load: Load, found: LoadMeasured) -> Iterator[str]:
         f" {100 * found.load_cpu:.0f} % of a core"
     )
     yield f"latency   {found.latency_ms_p50:.1f} ms median, {found.latency_ms_p99:.1f} ms p99, OFFER to ACK"
-    if found.rss_anon_begin is not None and found.rss_anon_end is not None:
-        yield (
-            f"memory    {found.rss_anon_begin / 1e6:.1f} MB RssAnon when the load began,"
-            f" {found.rss_anon_end / 1e6:.1f} MB when it ended"
-        )
+    begin, *quarters = ("unknown" if size is None else f"{size / 1e6:.1f}" for size in found.rss_anon)
+    yield f"memory    {begin} MB RssAnon when the load began; after each quarter of it {', '.join(quarters)}"
     yield (
         f"restart   down for {found.down_s:.1f} s; the first ACK {found.first_ack_s:.1f} s after,"
         f" everybody back {found.back_s:.1f} s after"
