@@ -23,7 +23,8 @@ Over a connection that was made with an invite's key, ENROLL registers a key, an
 Behind one return address there may be another key than before: it has no part in the session of the first.
 
 Anything malformed is answered, counted, and changes nothing; three within a minute end the session and its
-connection. So does a flood: more messages that move nothing than `patience` bears.
+connection. So does a flood: each worker, and each peer without a session, has some patience to use (`patience`), and a
+message that moves nothing costs some of it.
 """
 
 from fedmq.fedcore import wire

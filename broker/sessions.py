@@ -3,8 +3,9 @@
 A *worker* is a principal (a CURVE key, or without keys a name). A *session* is one life of its
 connection, from HELLO on. Rules that hold here:
 
-- One session a worker. The same `instance` replaces its session; another live instance is refused, so
-  that two programs under one name never evict each other in turn.
+- One session a worker. A new process (`boot`) of the same `instance` replaces its session. Another live instance
+  is refused, and so is a process that was replaced, which works on a copy of the same state folder: two programs
+  under one name never evict each other in turn.
 - Any message proves life. A lease of silence makes a session suspect (no new tasks); two end it, and
   free its tasks.
 - A result on its way in takes no slot: the first that is heard of it, an OFFER or its place in an outbox,
@@ -31,6 +32,8 @@ GONE_MAX = 10_000
 """Workers without a session that are remembered: strangers with ever new names must not fill the memory."""
 BENCH_S = 1.0
 BENCH_MAX_S = 60.0
+REPLACED_MAX = 8
+"""Processes of a worker that are remembered after another took their place."""
 
 
 KINDS = frozenset(get_args(TaskKind))
@@ -95,6 +98,7 @@ class Worker:
         "last_version",
         "name",
         "patience",
+        "replaced",
         "session",
         "since",
     )
@@ -111,6 +115,8 @@ class Worker:
         self.last_version = -1
         self.last_nth = 0
         self.patience = Patience(now)
+        self.replaced: tuple[bytes, ...] = ()
+        """The boots whose sessions another boot has taken while they lived."""
 
     def can(self, kind: TaskKind, now: float) -> bool:
         """Whether it takes a task of this kind now: what it said, less what it had not seen when it said so."""
@@ -220,13 +226,17 @@ class Workers:
     def open(self, worker_id: str, peer: Peer, hello: Hello, now: float) -> Worker | Refusal:
         """Open a session on a connection that has none, or has this worker's.
 
-        It replaces an older one of the same instance, or one that is silent.
+        It replaces one that an older process of the same instance had, or one that is silent.
         """
         worker = self._workers.get(worker_id)
         if worker is not None and worker.session is not None:
             old = worker.session
-            if old.instance != hello.instance and now - old.heard < self._lease_s:
+            is_other = old.instance != hello.instance or hello.boot in worker.replaced
+            if is_other and now - old.heard < self._lease_s:
                 return Refusal.NAME_IN_USE
+            if old.boot != hello.boot:
+                others = [boot for boot in worker.replaced if boot != hello.boot]
+                worker.replaced = (*others, old.boot)[-REPLACED_MAX:]
             self._by_peer.pop(old.peer, None)
         if worker is None:
             worker = self._workers[worker_id] = Worker(worker_id, hello.name, now)

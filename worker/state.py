@@ -10,7 +10,8 @@
 Rules that hold here:
 
 - One process at a time. A lock goes with its process, however that ends.
-- A copy of a folder is a second worker with the first one's identity: the broker refuses one of them.
+- A copy of a folder is a second worker with the first one's identity: of the two the broker serves the one that was
+  started last, and refuses the other while that is there.
 - Without a folder of its own a worker gets a temporary one, and nothing outlives it.
 """
 

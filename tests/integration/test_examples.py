@@ -1,6 +1,7 @@
 """The examples, run as their own docstrings say."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,26 @@ def tensors(f: Federation, version: int) -> dict[str, np.ndarray[Any, Any]]:
     """The tensors of a kept version."""
     file = VersionStore(f.state / "versions", fsync=False).file(version)
     return unpack(Layout.from_file_prefix(file, len(file)), file)
+
+
+def test_the_readmes_worker_joins_a_federation(tmp_path: Path) -> None:
+    """The code that a newcomer copies runs as it stands, but for the address."""
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    tables: Tables = {"model": {"initial": "first-worker"}, "mode": {"kind": "sync", "min_available": 1}}
+    with Federation(tmp_path, {**tables, "stop": {"versions": 3}}) as f:
+        f.start_broker()
+        assert "tcp://127.0.0.1:5560" in code
+        program = subprocess.Popen(
+            [sys.executable, "-c", code.replace("tcp://127.0.0.1:5560", f.endpoint)], cwd=tmp_path
+        )
+        try:
+            f.finish()
+            assert program.wait(20) == 0
+        finally:
+            program.kill()
+            program.wait()
+        assert np.abs(tensors(f, 3)["mean"] - 0.5).max() < 0.1
 
 
 def test_the_edge_program_learns_the_line(tmp_path: Path, path: dict[str, str]) -> None:

@@ -76,6 +76,7 @@ class SklearnApp:
         self._epochs = epochs
         self._classes = np.unique(list(classes)) if classes is not None else None
         self._check()
+        self._check_is_linear()
 
     def initial(self) -> Weights:
         """Zeros: where all of these linear models start."""
@@ -159,6 +160,17 @@ class SklearnApp:
         if logistic and len(np.unique(y)) < len(self._classes):
             raise ClientAppError(
                 "LogisticRegression needs data of every class in each worker; SGDClassifier(loss='log_loss') does not"
+            )
+
+    def _check_is_linear(self) -> None:
+        if isinstance(self._estimator, LogisticRegression):
+            return
+        (x, y), trial = self._data, clone(self._estimator)
+        trial.partial_fit(x[:1], y[:1], **({} if self._classes is None else {"classes": self._classes}))
+        if not (hasattr(trial, "coef_") and hasattr(trial, "intercept_")):
+            raise ClientAppError(
+                f"{self._name} has no coef_ and intercept_, which are what is averaged; SGDClassifier, SGDRegressor "
+                "and Perceptron have"
             )
 
 

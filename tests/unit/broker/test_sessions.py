@@ -40,6 +40,22 @@ def test_another_program_under_the_same_name_is_refused() -> None:
     assert not worker.got(wire.Error)
 
 
+def test_a_program_on_a_copied_state_folder_does_not_take_turns_with_the_first() -> None:
+    """The one that came last is served; the first may come back when that has gone."""
+    federation = Federation()
+    first = federation.worker("w0", boot=b"1")
+    copy = Worker(federation, "w0")
+    copy.hello(peer=b"copy", boot=b"2")
+    assert copy.got(wire.Welcome)
+    first.hello(peer=b"again", boot=b"1")
+    assert first.last(wire.Reject).why == "name_in_use"
+    copy.beat()
+    assert not copy.got(wire.Error)
+    copy.say(wire.Bye(reason="stopped"))
+    first.hello(peer=b"later", boot=b"1")
+    assert first.got(wire.Welcome)
+
+
 def test_another_program_may_have_the_name_of_one_that_is_silent() -> None:
     """A lease of silence is enough: the machine was replaced."""
     federation = Federation()

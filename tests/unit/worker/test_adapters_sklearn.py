@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Perceptron, Ridge, SGDClassifier, SGDRegressor
+from sklearn.naive_bayes import GaussianNB
 
 from fedmq.fedcore.errors import ClientAppError
 from fedmq.worker.adapters.sklearn import SklearnApp
@@ -105,6 +106,7 @@ def test_epochs_come_from_the_task() -> None:
     ("estimator", "y", "classes", "says"),
     [
         (Ridge(), LINE, None, "has no partial_fit"),
+        (GaussianNB(), TWO, [0, 1], "has no coef_"),
         (LogisticRegression(), TWO, [0, 1], "warm_start=True"),
         (SGDClassifier(), TWO, None, "needs classes="),
         (SGDClassifier(), TWO, [1], "needs classes="),
