@@ -15,8 +15,8 @@ from typing import Any
 
 from fedmq.fedcore import model_file
 from fedmq.fedcore.app_loading import load_app
-from fedmq.fedcore.apps import ClientApp, TaskContext, check_evaluation, make_initial
-from fedmq.fedcore.errors import FedmqError
+from fedmq.fedcore.apps import ClientApp, TaskContext, check_evaluation, kind_of, make_initial
+from fedmq.fedcore.errors import ClientAppError, FedmqError
 from fedmq.fedcore.layout import Layout
 from fedmq.fedcore.state_dict import unpack
 
@@ -46,10 +46,12 @@ def answer(app: ClientApp, request: dict[str, Any]) -> dict[str, Any]:
     ----------
     app : ClientApp
     request : dict
-        ``do`` (``"load"``, which is done by now; ``"evaluate"`` the version in `file`, or write an
+        ``do`` (``"load"``, which is done by now, to evaluate later; ``"evaluate"`` the version in `file`, or write an
         ``"initial"`` one there), and what a `TaskContext` holds.
     """
     if request["do"] == "load":
+        if not callable(getattr(app, "evaluate", None)):
+            raise ClientAppError(f"{kind_of(app)} has no method evaluate(weights, task)")
         return {}
     kind, do = _KINDS[request["do"]]
     task = TaskContext(

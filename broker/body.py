@@ -192,7 +192,7 @@ class Body:
     def _guard(self) -> None:
         """Keep the memory that peers can make libzmq take within its limit."""
         now = time.monotonic()
-        step = self._watchdog.look(now)
+        step = self._watchdog.look(now, self._transport.connections)
         in_use = {"anonymous_mb": self._watchdog.level >> 20, "limit_mb": self._watchdog.limit >> 20}
         match step:
             case Step.NOTHING:

@@ -20,6 +20,8 @@ from .errors import ClientAppError
 
 __all__ = ["Adapter", "load_app", "resolve_app"]
 
+_KINDS = ("fit", "evaluate")
+
 Adapter: TypeAlias = Callable[[object, dict[str, str]], ClientApp | None]
 """Turns a target that it knows, with the settings of a node, into a client app; others give None."""
 
@@ -100,8 +102,8 @@ def resolve_app(
     Parameters
     ----------
     target : object
-        One of: an object with `fit` and `evaluate`; a class or a function that makes one, taking nothing or
-        `node`, the worker's settings; what an adapter knows, or what makes such a thing.
+        One of: an object with `fit` and `evaluate`, or those of the two that its `kinds` names; a class or a
+        function that makes one, taking nothing or `node`, the worker's settings; what an adapter knows, or what makes such a thing.
     node : mapping of str to str, optional
         The worker's ``--node`` settings.
     adapters : sequence of Adapter
@@ -129,7 +131,10 @@ def _adapted(target: object, node: dict[str, str], adapters: Sequence[Adapter]) 
 
 
 def _has_methods(target: object) -> bool:
-    return callable(getattr(target, "fit", None)) and callable(getattr(target, "evaluate", None))
+    """Whether it does what it says that it does (`kinds`): both, where it says nothing that makes sense."""
+    said = getattr(target, "kinds", ())
+    named = [kind for kind in _KINDS if isinstance(said, tuple | list) and kind in said]
+    return all(callable(getattr(target, kind, None)) for kind in named or _KINDS)
 
 
 def _make(factory: Callable[..., object], node: dict[str, str]) -> object:

@@ -328,7 +328,7 @@ class Network(Table, frozen=True):
         Meta(
             ge=0,
             extra=_SIZE,
-            description="Beyond it all connections are closed and made anew, rather than die. 0: no limit.",
+            description="Beyond it, and 96 KiB a connection, all are closed and opened anew, not to die. 0: no limit.",
         ),
     ] = 1024 * MIB
     http: Annotated[

@@ -14,6 +14,7 @@ class Process:
     def __init__(self, limit: int = LIMIT) -> None:
         self.bytes = 25 * MIB
         self.trims = 0
+        self.connections = 0
         self.now = 100.0
         self.watchdog = Watchdog(limit, lambda: self.bytes, self._trim)
 
@@ -27,7 +28,7 @@ class Process:
         while self.now < end:
             self.now += LOOK_S
             self.bytes += int(per_s * LOOK_S)
-            step = self.watchdog.look(self.now)
+            step = self.watchdog.look(self.now, self.connections)
             if step is not Step.NOTHING:
                 steps.append((self.now, step))
         return steps
@@ -43,6 +44,16 @@ def test_a_quiet_process_is_left_alone() -> None:
     assert process.kinds(10) == []
     assert process.kinds(40, per_s=8 * MIB) == []
     assert process.trims == 0
+
+
+def test_a_crowd_that_is_welcome_is_no_reason_to_throw_it_out() -> None:
+    """What its connections take in the long run is not held against the limit; what is beyond that is."""
+    process = Process()
+    process.connections = 20_000
+    process.bytes += 20_000 * (90 << 10)
+    assert process.bytes > LIMIT
+    assert process.kinds(10) == []
+    assert Step.REBIND in process.kinds(20, per_s=100 * MIB)
 
 
 def test_it_looks_ten_times_a_second() -> None:

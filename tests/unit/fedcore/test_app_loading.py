@@ -68,14 +68,36 @@ def test_an_adapter_turns_what_it_knows_into_an_app(target: object) -> None:
         resolve_app(target)
 
 
+class OnlyFits:
+    """An app that cannot measure, and says so."""
+
+    kinds = ("fit",)
+
+    def fit(self, weights: object, task: object) -> None: ...
+
+
+class OnlyMeasures:
+    """One that does not do what it says."""
+
+    kinds = ("fit",)
+
+    def evaluate(self, weights: object, task: object) -> None: ...
+
+
+def test_an_app_has_the_methods_of_its_kinds() -> None:
+    """One that names only `fit` needs no `evaluate`."""
+    assert isinstance(resolve_app(OnlyFits), OnlyFits)
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         (3, "has no methods fit"),
+        (OnlyMeasures, "has no methods fit"),
         (broken, "raised RuntimeError: no data here"),
         (of_two, "it takes first, second"),
     ],
-    ids=["no app", "raises", "asks too much"],
+    ids=["no app", "not what it says", "raises", "asks too much"],
 )
 def test_what_is_no_app_is_said(target: object, message: str) -> None:
     """With what it is, or what it did."""
