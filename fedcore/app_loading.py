@@ -103,7 +103,8 @@ def resolve_app(
     ----------
     target : object
         One of: an object with `fit` and `evaluate`, or those of the two that its `kinds` names; a class or a
-        function that makes one, taking nothing or `node`, the worker's settings; what an adapter knows, or what makes such a thing.
+        function that makes one, taking nothing or `node`, the worker's settings; what an adapter knows, or what
+        makes such a thing.
     node : mapping of str to str, optional
         The worker's ``--node`` settings.
     adapters : sequence of Adapter
