@@ -6,6 +6,9 @@
 #   make chaos    real processes killed, stopped, cut and starved, for long
 #   make soak     new seeds of the simulation, until Ctrl-C
 #   make lint     ruff, mypy, import directions
+#   make sanitize the kernels' tests under ASan + UBSan, and under TSan
+#   make aarch64  the kernels cross-compiled and their bits compared (apt: g++-aarch64-linux-gnu qemu-user)
+#   make budget   count the kernels' instructions anew, after a change that is meant (apt: valgrind)
 #   make clean    forget .venv and build/
 
 # The first Python that is new enough; PYTHON=… chooses another.
@@ -16,7 +19,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 PACKAGES := broker cli fedcore worker
 SOURCES := $(shell find $(PACKAGES) csrc -type f ! -name '*.pyc') CMakeLists.txt LICENSE README.md pyproject.toml
 
-.PHONY: help demo test chaos soak lint clean
+.PHONY: help demo test chaos soak lint sanitize aarch64 budget clean
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +42,19 @@ lint: .venv/lint.stamp build/mypy.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pytest tests/unit/test_house.py
+
+sanitize: .venv/dev.stamp
+	$(BIN)/python -m tests.native.sanitize
+
+aarch64: .venv/dev.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/aarch64 -G Ninja -DFEDMQ_MODULE=OFF -DFEDMQ_DRIVER=ON \
+		-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/aarch64
+	FEDMQ_DRIVER="qemu-aarch64 build/aarch64/driver" $(BIN)/pytest tests/native/test_digests.py
+
+budget: .venv/dev.stamp
+	$(BIN)/python -m tests.native.instructions
 
 clean:
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 
 #include "sums.h"
 
@@ -31,6 +32,12 @@ double real_argument(py::handle value, const std::string& name) {
     const double number = PyFloat_AsDouble(value.ptr());
     if (number == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     return number;
+}
+
+bool overlap(const Floats& one, const void* other, std::size_t size) {
+    const std::less<const void*> before;  // also of pointers into different arrays
+    return one.n != 0 && size != 0 && before(one.data, static_cast<const std::byte*>(other) + size) &&
+           before(other, one.data + one.n);
 }
 
 template <std::size_t Size>
@@ -152,6 +159,24 @@ Floats output_argument(py::handle out, std::size_t n) {
     py::array_t<float> array(static_cast<py::ssize_t>(n));
     f32u* data = static_cast<f32u*>(array.mutable_data());
     return {std::move(array), data, n};
+}
+
+void disjoint_arguments(std::initializer_list<std::pair<const char*, const Floats*>> arrays) {
+    for (auto later = arrays.begin(); later != arrays.end(); ++later) {
+        for (auto earlier = arrays.begin(); earlier != later; ++earlier) {
+            if (overlap(*later->second, earlier->second->data, earlier->second->n * sizeof(float))) {
+                throw py::value_error(std::string(later->first) + " must not overlap " + earlier->first);
+            }
+        }
+    }
+}
+
+void disjoint_output(const Floats& out, const std::vector<Payload>& payloads) {
+    for (std::size_t i = 0; i < payloads.size(); ++i) {
+        if (overlap(out, payloads[i].memory.data(), payloads[i].memory.size())) {
+            throw py::value_error("out must not overlap payloads[" + std::to_string(i) + "]");
+        }
+    }
 }
 
 std::int64_t count_argument(py::handle value, const char* name, std::int64_t low, std::int64_t high) {

@@ -14,9 +14,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "buffer.h"
 
@@ -75,6 +77,10 @@ Floats floats_argument(py::handle value, const char* name, Access access, std::o
 
 // The caller's array for n results, or a new one where `out` is None.
 Floats output_argument(py::handle out, std::size_t n);
+
+// What is written must not share memory with anything else: what came out would depend on tiles and threads.
+void disjoint_arguments(std::initializer_list<std::pair<const char*, const Floats*>> arrays);
+void disjoint_output(const Floats& out, const std::vector<Payload>& payloads);
 
 std::int64_t count_argument(py::handle value, const char* name, std::int64_t low, std::int64_t high);
 int threads_argument(py::handle value);  // 0 for None: default_threads()

@@ -58,6 +58,7 @@ void sgd(py::handle params, py::handle delta, py::handle lr, py::handle threads)
     const Floats w = floats_argument(params, "params", Access::write);
     const int workers = threads_argument(threads);
     const Floats d = floats_argument(delta, "delta", Access::read, w.n);
+    disjoint_arguments({{"params", &w}, {"delta", &d}});
     const py::gil_scoped_release unlocked;
     const KernelTable& kernel = kernels();
     parallel_for(w.n, kRangeStep, workers, [&](std::size_t first, std::size_t last) {
@@ -73,6 +74,7 @@ void momentum(py::handle params, py::handle velocity, py::handle delta, py::hand
     const Floats v = floats_argument(velocity, "velocity", Access::write, w.n);
     const int workers = threads_argument(threads);
     const Floats d = floats_argument(delta, "delta", Access::read, w.n);
+    disjoint_arguments({{"params", &w}, {"velocity", &v}, {"delta", &d}});
     const py::gil_scoped_release unlocked;
     const KernelTable& kernel = kernels();
     parallel_for(w.n, kRangeStep, workers, [&](std::size_t first, std::size_t last) {

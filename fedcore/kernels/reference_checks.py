@@ -18,6 +18,8 @@ from ..codecs import Encoding, element_count, is_encoding, payload_size
 __all__ = [
     "Payload",
     "count",
+    "disjoint",
+    "disjoint_output",
     "encoded",
     "encodings",
     "fraction",
@@ -149,6 +151,22 @@ def writable_f32(name: str, value: object, n: int | None = None) -> NDArray[np.f
 def out_f32(out: object, n: int) -> NDArray[np.float32]:
     """The caller's array for `n` results, or a new one."""
     return np.empty(n, np.float32) if out is None else writable_f32("out", out, n)
+
+
+def disjoint(**arrays: NDArray[np.float32]) -> None:
+    """Contiguous arrays that share no memory: what is written into one would change another."""
+    names = list(arrays)
+    for i, later in enumerate(names):
+        for earlier in names[:i]:
+            if np.may_share_memory(arrays[later], arrays[earlier]):
+                raise ValueError(f"{later} must not overlap {earlier}")
+
+
+def disjoint_output(out: NDArray[np.float32], payloads: Sequence[tuple[NDArray[np.uint8], Encoding]]) -> None:
+    """A result that shares no memory with the payloads that it is made of."""
+    for i, (data, _) in enumerate(payloads):
+        if np.may_share_memory(out, data):
+            raise ValueError(f"out must not overlap payloads[{i}]")
 
 
 def count(name: str, value: object, low: int, high: int) -> int:

@@ -88,6 +88,7 @@ def weighted_mean(
         max_norm = checks.positive("max_norm", max_norm)
     checks.threads(threads)
     result = checks.out_f32(out, n)
+    checks.disjoint_output(result, rows)
 
     if mode == "exact":
         given = [dyadic(w) for w in given]

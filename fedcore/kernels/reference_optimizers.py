@@ -44,7 +44,9 @@ def _arrays(params: F32, delta: F32, threads: int | None, **state: F32) -> tuple
     flat = checks.writable_f32("params", params)
     rest = [checks.writable_f32(name, array, flat.size) for name, array in state.items()]
     checks.threads(threads)
-    return flat, *rest, checks.readable_f32("delta", delta, flat.size)
+    d = checks.readable_f32("delta", delta, flat.size)
+    checks.disjoint(params=flat, **dict(zip(state, rest, strict=True)), delta=d)
+    return flat, *rest, d
 
 
 def sgd_(params: F32, delta: F32, *, lr: float, threads: int | None = None) -> None:

@@ -59,6 +59,7 @@ def median(
     rows, n = checks.payloads_of_one_size(payloads, encoding)
     checks.threads(threads)
     result = checks.out_f32(out, n)
+    checks.disjoint_output(result, rows)
     _check_finite(rows, n)
     low, high = (len(rows) - 1) // 2, len(rows) // 2
     for start, ranked in _sorted_tiles(rows, n):
@@ -100,6 +101,7 @@ def trimmed_mean(
     trim = checks.count("trim", trim, 0, (len(rows) - 1) // 2)
     checks.threads(threads)
     result = checks.out_f32(out, n)
+    checks.disjoint_output(result, rows)
     _check_finite(rows, n)
     for start, ranked in _sorted_tiles(rows, n):
         kept = ranked[trim : len(rows) - trim]

@@ -91,6 +91,62 @@ def test_wrong_arguments(
     assert F32.tolist() == [1.0] * 4
 
 
+F32S = np.zeros(64, np.float32)
+OTHER = np.ones(8, np.float32)
+
+# What is written, first, and what else is handed over: the name of the later one of two that overlap.
+OVERLAPS: list[tuple[str, tuple[Any, ...], dict[str, Any], str, str]] = [
+    ("sgd_", (F32S[:8], F32S[:8]), {"lr": 1.0}, "delta", "params"),
+    ("sgd_", (F32S[:8], F32S[7:15]), {"lr": 1.0}, "delta", "params"),
+    ("sgd_", (F32S[7:15], F32S[:8]), {"lr": 1.0}, "delta", "params"),
+    ("momentum_", (F32S[:8], F32S[4:12], OTHER), {"lr": 1.0}, "velocity", "params"),
+    ("momentum_", (F32S[:8], F32S[8:16], F32S[15:23]), {"lr": 1.0}, "delta", "velocity"),
+    ("weighted_mean", ([OTHER, F32S[:8]], [1, 1]), {"out": F32S[:8]}, "out", r"payloads\[1\]"),
+    (
+        "weighted_mean",
+        ([F32S[:8].view(np.uint8), OTHER], [1, 1]),
+        {"out": F32S[3:11]},
+        "out",
+        r"payloads\[0\]",
+    ),
+    (
+        "weighted_mean",
+        ([OTHER.view(np.uint8)[:16]] * 2, [1, 1]),
+        {"encoding": "f16", "out": OTHER},
+        "out",
+        "payloads",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "options", "later", "earlier"), OVERLAPS)
+def test_overlapping_outputs(
+    native: ModuleType,
+    reference: ModuleType,
+    name: str,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+    later: str,
+    earlier: str,
+) -> None:
+    """What is written may share no byte with another argument: the result would depend on tiles and threads."""
+    for module in (reference, native):
+        with pytest.raises(ValueError, match=f"^{later} must not overlap {earlier}"):
+            getattr(module, name)(*args, **options)
+    assert not F32S.any()
+    assert OTHER.all()
+
+
+def test_neighbours_do_not_overlap(native: ModuleType, reference: ModuleType) -> None:
+    """Arrays that touch are separate, and empty ones overlap nothing; inputs may be one another."""
+    for module in (reference, native):
+        x = np.ones(24, np.float32)
+        module.momentum_(x[8:16], x[16:], x[:8], lr=1.0)
+        assert x[:8].tolist() == [1.0] * 8
+        module.sgd_(x[3:3], x[3:3], lr=1.0)
+        assert module.weighted_mean([x[:8], x[:8]], [1, 1], out=x[8:16]).tolist() == [1.0] * 8
+
+
 METHODS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("add", (bytes(15),), {}, "payload"),
     ("add", (bytes(16),), {"encoding": "f8"}, "encoding"),

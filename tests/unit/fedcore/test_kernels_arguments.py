@@ -124,6 +124,16 @@ MISTAKES: list[tuple[str, type[Exception], Call]] = [
     # many payloads
     ("payloads", ValueError, lambda k: k.median([])),
     (r"payloads\[1\]", ValueError, lambda k: k.median([ONES, np.ones(3, np.float32)])),
+    # what is written shares no memory with anything else
+    ("delta", ValueError, lambda k: k.sgd_(*[ONES.copy()] * 2, lr=1.0)),
+    ("velocity", ValueError, lambda k: k.momentum_(*[ONES.copy()] * 2, ONES, lr=1.0)),
+    ("v", ValueError, lambda k: k.adagrad_(*[ONES.copy()] * 2, ONES, lr=1.0)),
+    ("v", ValueError, lambda k: k.adam_(ONES.copy(), *[ONES.copy()] * 2, ONES, lr=1.0)),
+    ("m", ValueError, lambda k: k.yogi_(*[ONES.copy()] * 2, ONES.copy(), ONES, lr=1.0)),
+    ("vhat", ValueError, lambda k: k.fadas_(ONES.copy(), ONES.copy(), *[ONES.copy()] * 2, ONES, lr=1.0)),
+    ("out", ValueError, lambda k: k.weighted_mean([ONES], [1.0], out=ONES)),
+    ("out", ValueError, lambda k: k.median([ONES], out=ONES)),
+    ("out", ValueError, lambda k: k.trimmed_mean([ONES], 0, out=ONES)),
     (r"payloads\[1\]", TypeError, lambda k: k.pairwise_sq_distances([ONES, 5])),
     ("encoding", ValueError, lambda k: k.median([ONES, ONES], encoding=["f32"])),
 ]

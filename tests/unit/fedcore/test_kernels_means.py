@@ -136,7 +136,7 @@ def test_a_payload_that_is_not_finite_is_refused_by_place(kernels: ModuleType, m
     if mode == "exact":
         for frac_bits in (None, 20):
             with pytest.raises(ValueError, match=r"payloads\[1\]"):
-                kernels.weighted_mean([out, bad], [1, 1], frac_bits=frac_bits, out=out)
+                kernels.weighted_mean([np.ones(2, np.float32), bad], [1, 1], frac_bits=frac_bits, out=out)
     assert out.tolist() == [7, 7]
 
 

@@ -1,0 +1,322 @@
+// Calls every kernel of a level's table over fixed inputs and prints, as JSON, a digest of what each call wrote.
+// FEDMQ_ISA chooses the level.
+//
+// Rules:
+//  - Needs no Python, so it runs where that cannot: under callgrind, or cross-compiled under an emulator.
+//  - reference.py makes the same inputs, by the same integer hash, and the same digests with the numpy kernels. A case
+//    is named "<kernel> <what differs>"; each member of KernelTable has one or more, and a test holds both files to it.
+//  - A kernel is called for the ranges [0, 16 Ki) and [16 Ki, n), as by a pool. Float data lies at odd addresses.
+//  - Only the kernel runs inside measured(): test_instructions.py counts there.
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#if defined(__GLIBC__)
+#include <gnu/libc-version.h>
+#endif
+
+#include "dispatch.h"
+
+namespace {
+
+using namespace fedmq;
+
+constexpr std::size_t kN = kRangeStep + 5 * kBlockI8 + 77;  // two ranges; the last tile, block and vector are short
+constexpr std::size_t kRows = 6;                            // a group of four and a rest
+constexpr double kUnit = 0x1p15;                            // of exact sums: most products have to be rounded
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang " __clang_version__;
+#else
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#endif
+
+using Integers = std::shared_ptr<std::array<std::int64_t, kN>>;
+using Digest = std::uint64_t;
+
+struct Case {
+    std::string name;
+    std::function<void(std::size_t first, std::size_t last)> call;
+    std::function<Digest()> digest;
+};
+
+struct Named {
+    const char* name;
+    Encoding encoding;
+    std::size_t size;  // of a payload of kN values
+};
+
+constexpr Named kEncodings[] = {
+    {"f32", Encoding::f32, 4 * kN},
+    {"f16", Encoding::f16, 2 * kN},
+    {"bf16", Encoding::bf16, 2 * kN},
+    {"i8", Encoding::i8, kN + (kN + kBlockI8 - 1) / kBlockI8 * kScaleBytes},
+};
+
+// splitmix64's finalizer.
+std::uint64_t mix(std::uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+std::uint64_t hash(std::uint64_t seed, std::uint64_t j) { return mix(mix(seed + 1) + j * 0x9e3779b97f4a7c15u); }
+
+// The sum of a hash of each 64-bit word, zero-padded, and its place.
+Digest digest_of(const void* data, std::size_t size) {
+    Digest sum = 0;
+    for (std::size_t at = 0; at < size; at += 8) {
+        std::uint64_t word = 0;
+        std::memcpy(&word, static_cast<const char*>(data) + at, size - at < 8 ? size - at : 8);
+        sum += hash(word, at / 8);
+    }
+    return sum;
+}
+
+// Memory at an odd address that ends where its allocation ends, so that a sanitizer sees a step beyond it. The closures
+// of a case share it.
+class Bytes {
+public:
+    explicit Bytes(std::size_t size) : memory_(new std::byte[size + 1](), std::default_delete<std::byte[]>()) {}
+
+    std::byte* data() const { return memory_.get() + 1; }
+    f32u* floats() const { return reinterpret_cast<f32u*>(data()); }
+    View view(const Named& as) const { return View{data(), as.encoding, kN}; }
+
+    // Of kN floats. Which NaN a NaN is, no kernel promises.
+    Digest digest() const {
+        std::vector<float> x(floats(), floats() + kN);
+        for (float& value : x) value = std::isnan(value) ? std::nanf("") : value;
+        return digest_of(x.data(), 4 * kN);
+    }
+
+private:
+    std::shared_ptr<std::byte> memory_;
+};
+
+Bytes zeros() { return Bytes(4 * kN); }
+
+// 24-bit integers times 2^-20 … 2^-51: within ±8, and sums of them are rounded in float64 too.
+Bytes values(std::uint64_t seed) {
+    const Bytes x(4 * kN);
+    for (std::size_t j = 0; j < kN; ++j) {
+        const std::uint64_t h = hash(seed, j);
+        const double integer = static_cast<double>(h >> 40) - 0x1p23;
+        x.floats()[j] = static_cast<float>(std::ldexp(integer, -20 - static_cast<int>(h % 32)));
+    }
+    return x;
+}
+
+// Any bits: as floats, NaNs, infinities and subnormals among them.
+Bytes anything(std::uint64_t seed, std::size_t size) {
+    const Bytes bytes(size);
+    for (std::size_t j = 0; j < size; ++j) bytes.data()[j] = static_cast<std::byte>(hash(seed, j) >> 56);
+    return bytes;
+}
+
+Stream stream(std::uint64_t offset) {
+    static const Bytes secret = anything(100, 44);
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(secret.data());
+    return Stream{bytes, bytes + 32, offset};
+}
+
+Bytes encoded(std::uint64_t seed, const Named& as) {
+    const Bytes payload(as.size);
+    kernels().encode(values(seed).floats(), as.encoding, payload.data(), stream(0), 0, kN);
+    return payload;
+}
+
+double weight(std::size_t row) { return 1.0 + 0.25 * static_cast<double>(row); }
+constexpr double kTotalWeight = kRows + 0.25 * kRows * (kRows - 1) / 2;
+
+// kRows updates, row r with the scale weight(r) · unit.
+struct Rows {
+    std::vector<Bytes> payloads;
+    std::vector<Row> rows;
+
+    Rows(const Named& as, double unit, bool truncate = false) {
+        for (std::size_t r = 0; r < kRows; ++r) {
+            payloads.push_back(encoded(r, as));
+            rows.push_back(Row{payloads[r].view(as), weight(r) * unit, truncate});
+        }
+    }
+};
+
+Integers integers() { return std::make_shared<Integers::element_type>(); }
+Digest digest_of(const Integers& totals) { return digest_of(totals->data(), sizeof *totals); }
+
+Case fold_exact(const Named& as, bool truncate) {
+    const Integers totals = integers();
+    return {std::string("fold_exact ") + as.name + (truncate ? " truncated" : ""),
+            [totals, in = Rows(as, kUnit, truncate)](std::size_t first, std::size_t last) {
+                kernels().fold_exact(totals->data(), in.rows.data(), kRows, first, last);
+            },
+            [totals] { return digest_of(totals); }};
+}
+
+Case divide_exact() {
+    const Integers totals = integers();
+    kernels().fold_exact(totals->data(), Rows(kEncodings[0], kUnit).rows.data(), kRows, 0, kN);
+    const Bytes out = zeros();
+    return {"divide_exact",
+            [totals, out](std::size_t first, std::size_t last) {
+                kernels().divide_exact(totals->data(), kTotalWeight * kUnit, out.floats(), first, last);
+            },
+            [out] { return out.digest(); }};
+}
+
+using Mean = void (*)(const Row*, std::size_t, double, f32u*, std::size_t, std::size_t);
+
+Case mean(const char* name, Mean kernel, const Named& as, double unit, double divisor) {
+    const Bytes out = zeros();
+    return {std::string(name) + " " + as.name,
+            [=, in = Rows(as, unit)](std::size_t first, std::size_t last) {
+                kernel(in.rows.data(), kRows, divisor, out.floats(), first, last);
+            },
+            [out] { return out.digest(); }};
+}
+
+Case largest(const Named& as) {
+    const Bytes payload = encoded(0, as);
+    const auto found = std::make_shared<float>(0.0f);
+    return {std::string("largest ") + as.name,
+            [=](std::size_t first, std::size_t last) {
+                *found = std::fmax(*found, kernels().largest(payload.view(as), first, last));
+            },
+            [found] { return digest_of(found.get(), sizeof *found); }};
+}
+
+Case square_blocks(const Named& as) {
+    const Bytes payload = encoded(0, as);
+    const auto blocks = std::make_shared<std::array<double, 2>>();
+    return {std::string("square_blocks ") + as.name,
+            [=](std::size_t first, std::size_t last) {
+                kernels().square_blocks(payload.view(as), blocks->data(), first, last);
+            },
+            [blocks] { return digest_of(blocks->data(), sizeof *blocks); }};
+}
+
+Case multiply() {
+    const Bytes x = values(0);
+    double blocks[2];
+    kernels().square_blocks(x.view(kEncodings[0]), blocks, 0, kN);
+    const double factor = 5.0 / std::sqrt(blocks[0] + blocks[1]);
+    return {"multiply",
+            [=](std::size_t first, std::size_t last) { kernels().multiply(x.floats(), factor, first, last); },
+            [x] { return x.digest(); }};
+}
+
+Case add_gaussian() {
+    const Bytes x = values(0);
+    return {"add_gaussian",
+            [x](std::size_t first, std::size_t last) {
+                kernels().add_gaussian(x.floats(), 1.5, stream(77), first, last);
+            },
+            [x] { return x.digest(); }};
+}
+
+Case add_gaussian_exact() {
+    const Integers totals = integers();
+    return {"add_gaussian_exact",
+            [totals](std::size_t first, std::size_t last) {
+                kernels().add_gaussian_exact(totals->data(), 1.5 * kUnit, stream(3 * 1024), first, last);
+            },
+            [totals] { return digest_of(totals); }};
+}
+
+Case encode(const Named& as, const char* what, const Bytes& x) {
+    const Bytes payload(as.size);
+    return {std::string("encode ") + as.name + " " + what,
+            [=](std::size_t first, std::size_t last) {
+                kernels().encode(x.floats(), as.encoding, payload.data(), stream(0), first, last);
+            },
+            [=] { return digest_of(payload.data(), as.size); }};
+}
+
+Case decode(const Named& as) {
+    const Bytes payload = anything(0, as.size);
+    const auto out = std::make_shared<std::vector<float>>(kN);
+    return {std::string("decode ") + as.name,
+            [=](std::size_t first, std::size_t last) {
+                kernels().decode(payload.view(as), out->data() + first, first, last);
+            },
+            [out] {
+                const Bytes copy = zeros();
+                std::memcpy(copy.data(), out->data(), 4 * kN);
+                return copy.digest();
+            }};
+}
+
+Case sgd() {
+    const Bytes w = values(0), d = values(1);
+    return {"sgd", [=](std::size_t first, std::size_t last) { kernels().sgd(w.floats(), d.floats(), 0.1, first, last); },
+            [w] { return w.digest(); }};
+}
+
+Case momentum() {
+    const Bytes w = values(0), v = values(1), d = values(2);
+    return {"momentum",
+            [=](std::size_t first, std::size_t last) {
+                kernels().momentum(w.floats(), v.floats(), d.floats(), 0.1, 0.9, first, last);
+            },
+            [=] { return w.digest() + 3 * v.digest(); }};
+}
+
+std::vector<Case> cases() {
+    std::vector<Case> all;
+    for (const Named& as : kEncodings) {
+        all.push_back(encode(as, "values", values(0)));
+        all.push_back(encode(as, "anything", anything(1, 4 * kN)));
+        all.push_back(decode(as));
+        all.push_back(largest(as));
+        all.push_back(square_blocks(as));
+        all.push_back(fold_exact(as, false));
+        all.push_back(fold_exact(as, true));
+        all.push_back(mean("mean_exact", kernels().mean_exact, as, kUnit, kTotalWeight * kUnit));
+        all.push_back(mean("mean_f64", kernels().mean_f64, as, 1.0, kTotalWeight));
+        all.push_back(mean("mean_f32", kernels().mean_f32, as, 1.0 / kTotalWeight, 1.0));
+    }
+    for (const auto& make : {divide_exact, multiply, add_gaussian, add_gaussian_exact, sgd, momentum}) {
+        all.push_back(make());
+    }
+    return all;
+}
+
+}  // namespace
+
+// By this name callgrind knows where to count.
+extern "C" __attribute__((noinline)) void measured(const Case& one) {
+    one.call(0, kRangeStep);
+    one.call(kRangeStep, kN);
+}
+
+int main() {
+    try {
+        std::string digests;
+        for (const Case& one : cases()) {
+            measured(one);
+            char digest[17];
+            std::snprintf(digest, sizeof digest, "%016llx", static_cast<unsigned long long>(one.digest()));
+            digests += (digests.empty() ? "\n    \"" : ",\n    \"") + one.name + "\": \"" + digest + "\"";
+        }
+        std::string tools = kCompiler;
+#if defined(__GLIBC__)
+        tools += std::string(", glibc ") + gnu_get_libc_version();
+#endif
+        std::printf("{\n  \"isa\": \"%s\",\n  \"tools\": \"%s\",\n  \"digests\": {%s\n  }\n}\n", kernels().isa,
+                    tools.c_str(), digests.c_str());
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "%s\n", error.what());
+        return 1;
+    }
+    return 0;
+}
