@@ -1,4 +1,4 @@
-// Functions of one vector: sums of squares, clipping, noise, server optimizers.
+// Functions of one vector: sums of squares, clipping, noise.
 
 #include <cmath>
 
@@ -53,35 +53,6 @@ void add_gaussian(py::handle x, py::handle sigma, py::handle key, py::handle non
     });
 }
 
-void sgd(py::handle params, py::handle delta, py::handle lr, py::handle threads) {
-    const double rate = nonnegative_argument(lr, "lr");
-    const Floats w = floats_argument(params, "params", Access::write);
-    const int workers = threads_argument(threads);
-    const Floats d = floats_argument(delta, "delta", Access::read, w.n);
-    disjoint_arguments({{"params", &w}, {"delta", &d}});
-    const py::gil_scoped_release unlocked;
-    const KernelTable& kernel = kernels();
-    parallel_for(w.n, kRangeStep, workers, [&](std::size_t first, std::size_t last) {
-        kernel.sgd(w.data, d.data, rate, first, last);
-    });
-}
-
-void momentum(py::handle params, py::handle velocity, py::handle delta, py::handle lr, py::handle beta,
-              py::handle threads) {
-    const double rate = nonnegative_argument(lr, "lr");
-    const double decay = fraction_argument(beta, "beta");
-    const Floats w = floats_argument(params, "params", Access::write);
-    const Floats v = floats_argument(velocity, "velocity", Access::write, w.n);
-    const int workers = threads_argument(threads);
-    const Floats d = floats_argument(delta, "delta", Access::read, w.n);
-    disjoint_arguments({{"params", &w}, {"velocity", &v}, {"delta", &d}});
-    const py::gil_scoped_release unlocked;
-    const KernelTable& kernel = kernels();
-    parallel_for(w.n, kRangeStep, workers, [&](std::size_t first, std::size_t last) {
-        kernel.momentum(w.data, v.data, d.data, rate, decay, first, last);
-    });
-}
-
 }  // namespace
 
 void bind_vectors(py::module_& module) {
@@ -93,11 +64,6 @@ void bind_vectors(py::module_& module) {
     module.def("add_gaussian_", &add_gaussian, py::arg("x"), py::arg("sigma"), py::kw_only(), py::arg("key"),
                py::arg("nonce"), py::arg("offset") = 0, py::arg("threads") = py::none(),
                "Add Gaussian noise to `x`, in place: x_j + sigma · normal(offset + j).");
-    module.def("sgd_", &sgd, py::arg("params"), py::arg("delta"), py::kw_only(), py::arg("lr"),
-               py::arg("threads") = py::none(), "w = w + lr · d, in place.");
-    module.def("momentum_", &momentum, py::arg("params"), py::arg("velocity"), py::arg("delta"), py::kw_only(),
-               py::arg("lr"), py::arg("beta") = 0.9, py::arg("threads") = py::none(),
-               "v = β · v + d; w = w + lr · v, in place.");
 }
 
 }  // namespace fedmq

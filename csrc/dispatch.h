@@ -33,6 +33,11 @@ constexpr std::size_t kNormBlock = std::size_t{16} << 10;
 // Every range that a kernel gets starts at a multiple of this many elements: whole blocks of every encoding and norm.
 constexpr std::size_t kRangeStep = kNormBlock;
 
+// The numbers of an adaptive server optimizer.
+struct Adaptive {
+    double lr, beta1, beta2, eps;
+};
+
 struct KernelTable {
     const char* isa;
 
@@ -64,6 +69,11 @@ struct KernelTable {
     // optimizers.inc
     void (*sgd)(f32u* w, const f32u* d, double lr, std::size_t first, std::size_t last);
     void (*momentum)(f32u* w, f32u* v, const f32u* d, double lr, double beta, std::size_t first, std::size_t last);
+    void (*adagrad)(f32u* w, f32u* v, const f32u* d, double lr, double eps, std::size_t first, std::size_t last);
+    void (*adam)(f32u* w, f32u* m, f32u* v, const f32u* d, const Adaptive& hyper, std::size_t first, std::size_t last);
+    void (*yogi)(f32u* w, f32u* m, f32u* v, const f32u* d, const Adaptive& hyper, std::size_t first, std::size_t last);
+    void (*fadas)(f32u* w, f32u* m, f32u* v, f32u* vhat, const f32u* d, const Adaptive& hyper, std::size_t first,
+                  std::size_t last);
 };
 
 // The table of the level in use. Throws std::invalid_argument when FEDMQ_ISA names a level that is unknown, that

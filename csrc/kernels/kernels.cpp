@@ -51,6 +51,10 @@ const KernelTable FEDMQ_TABLE = {
     decode,
     sgd,
     momentum,
+    adagrad,
+    adam,
+    yogi,
+    fadas,
 };
 
 }  // namespace fedmq

@@ -68,4 +68,44 @@ def sgd_(params: _F32, delta: _F32, *, lr: float, threads: int | None = None) ->
 def momentum_(
     params: _F32, velocity: _F32, delta: _F32, *, lr: float, beta: float = 0.9, threads: int | None = None
 ) -> None: ...
+def adagrad_(
+    params: _F32, v: _F32, delta: _F32, *, lr: float, eps: float = 1e-3, threads: int | None = None
+) -> None: ...
+def adam_(
+    params: _F32,
+    m: _F32,
+    v: _F32,
+    delta: _F32,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-3,
+    threads: int | None = None,
+) -> None: ...
+def yogi_(
+    params: _F32,
+    m: _F32,
+    v: _F32,
+    delta: _F32,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-3,
+    threads: int | None = None,
+) -> None: ...
+def fadas_(
+    params: _F32,
+    m: _F32,
+    v: _F32,
+    vhat: _F32,
+    delta: _F32,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-3,
+    threads: int | None = None,
+) -> None: ...
 def info() -> _Info: ...

@@ -116,6 +116,13 @@ Bytes values(std::uint64_t seed) {
     return x;
 }
 
+// Second moments: not below zero.
+Bytes squares(std::uint64_t seed) {
+    const Bytes x = values(seed);
+    for (std::size_t j = 0; j < kN; ++j) x.floats()[j] = std::fabs(x.floats()[j]);
+    return x;
+}
+
 // Any bits: as floats, NaNs, infinities and subnormals among them.
 Bytes anything(std::uint64_t seed, std::size_t size) {
     const Bytes bytes(size);
@@ -271,6 +278,36 @@ Case momentum() {
             [=] { return w.digest() + 3 * v.digest(); }};
 }
 
+Case adagrad() {
+    const Bytes w = values(0), v = squares(1), d = values(2);
+    return {"adagrad",
+            [=](std::size_t first, std::size_t last) {
+                kernels().adagrad(w.floats(), v.floats(), d.floats(), 0.1, 1e-3, first, last);
+            },
+            [=] { return w.digest() + 3 * v.digest(); }};
+}
+
+constexpr Adaptive kAdaptive{0.1, 0.9, 0.99, 1e-3};
+using Moments = void (*)(f32u*, f32u*, f32u*, const f32u*, const Adaptive&, std::size_t, std::size_t);
+
+Case adaptive(const char* name, Moments kernel) {
+    const Bytes w = values(0), m = values(1), v = squares(2), d = values(3);
+    return {name,
+            [=](std::size_t first, std::size_t last) {
+                kernel(w.floats(), m.floats(), v.floats(), d.floats(), kAdaptive, first, last);
+            },
+            [=] { return w.digest() + 3 * m.digest() + 5 * v.digest(); }};
+}
+
+Case fadas() {
+    const Bytes w = values(0), m = values(1), v = squares(2), vhat = squares(3), d = values(4);
+    return {"fadas",
+            [=](std::size_t first, std::size_t last) {
+                kernels().fadas(w.floats(), m.floats(), v.floats(), vhat.floats(), d.floats(), kAdaptive, first, last);
+            },
+            [=] { return w.digest() + 3 * m.digest() + 5 * v.digest() + 7 * vhat.digest(); }};
+}
+
 std::vector<Case> cases() {
     std::vector<Case> all;
     for (const Named& as : kEncodings) {
@@ -288,6 +325,10 @@ std::vector<Case> cases() {
     for (const auto& make : {divide_exact, multiply, add_gaussian, add_gaussian_exact, sgd, momentum}) {
         all.push_back(make());
     }
+    all.push_back(adagrad());
+    all.push_back(adaptive("adam", kernels().adam));
+    all.push_back(adaptive("yogi", kernels().yogi));
+    all.push_back(fadas());
     return all;
 }
 

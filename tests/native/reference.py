@@ -4,7 +4,7 @@ The inputs come from an integer hash, so that both make the same ones without a 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -93,9 +93,11 @@ def _blocks(encoding: str) -> NDArray[np.float64]:
     )
 
 
-def _in_place(call: Callable[..., object], arrays: int, **options: Any) -> int:
-    """Digest of what a call makes of the first so many inputs."""
-    x = [values(seed) for seed in range(arrays)]
+def _in_place(
+    call: Callable[..., object], arrays: int, *, moments: Sequence[int] = (), **options: Any
+) -> int:
+    """Digest of what a call makes of the first so many inputs; those that are second moments are not below zero."""
+    x = [np.abs(values(seed)) if seed in moments else values(seed) for seed in range(arrays)]
     call(*x, **options)
     changed = x[:-1] if arrays > 1 else x  # the last one is the delta
     return sum((2 * i + 1) * digest_of(array) for i, array in enumerate(changed))
@@ -129,4 +131,8 @@ def digests() -> dict[str, str]:
     made["add_gaussian_exact"] = digest_of(noise.totals())
     made["sgd"] = _in_place(reference.sgd_, 2, lr=0.1)
     made["momentum"] = _in_place(reference.momentum_, 3, lr=0.1, beta=0.9)
+    made["adagrad"] = _in_place(reference.adagrad_, 3, moments=[1], lr=0.1)
+    made["adam"] = _in_place(reference.adam_, 4, moments=[2], lr=0.1)
+    made["yogi"] = _in_place(reference.yogi_, 4, moments=[2], lr=0.1)
+    made["fadas"] = _in_place(reference.fadas_, 5, moments=[2, 3], lr=0.1)
     return {name: f"{value % 2**64:016x}" for name, value in made.items()}

@@ -48,6 +48,10 @@ def results(n: int) -> Iterator[tuple[str, bytes]]:
     kernels.momentum_(x[4], x[5], x[0], lr=0.1, beta=0.8)
     for i in range(1, 6):
         yield f"in place {i}", x[i].tobytes()
+    for step, states in ((kernels.adagrad_, 1), (kernels.adam_, 2), (kernels.yogi_, 2), (kernels.fadas_, 3)):
+        arrays = [np.abs(x[i]) for i in range(1 + states)]
+        step(*arrays, x[5], lr=0.1)
+        yield step.__name__, b"".join(array.tobytes() for array in arrays)
 
 
 def main() -> None:

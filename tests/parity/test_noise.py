@@ -36,6 +36,32 @@ def test_add_gaussian(
     same_bits(one, other)
 
 
+@given(
+    KEYS, NONCES, SIZES, st.integers(0, 2**24 - 10), st.integers(0, 100), st.floats(-60, 57), st.booleans()
+)
+@settings(max_examples=80, deadline=None)
+def test_add_noise(
+    native: ModuleType,
+    reference: ModuleType,
+    same_bits: Callable[[Any, Any], None],
+    key: bytes,
+    nonce: bytes,
+    n: int,
+    block: int,
+    frac_bits: int,
+    exponent: float,
+    twice: bool,
+) -> None:
+    """Any noise that a sum has room for, from below one unit of its last place to the largest, at any place."""
+    totals = []
+    for module in (native, reference):
+        sums = module.Accumulator(n, frac_bits=frac_bits, offset=1024 * block)
+        for _ in range(1 + twice):
+            sums.add_noise(2.0 ** (exponent - frac_bits), key=key, nonce=nonce)
+        totals.append(sums.totals())
+    same_bits(*totals)
+
+
 def test_the_end_of_the_stream(
     native: ModuleType, reference: ModuleType, same_bits: Callable[[Any, Any], None]
 ) -> None:
