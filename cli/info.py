@@ -16,6 +16,7 @@ OPTIONAL = {
     "torch": ("torch",),
     "sklearn": ("scikit-learn",),
     "privacy": ("dp-accounting",),
+    "bench": ("matplotlib",),
 }
 
 

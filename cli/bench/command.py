@@ -10,6 +10,7 @@ import click
 from ..json_file import json_option, write_json
 from ..logs import log_options
 from ..status_view import size
+from .kernels.command import kernels
 
 if TYPE_CHECKING:
     from .federation import Measured
@@ -23,7 +24,7 @@ _folder_option = click.option(
 )
 
 
-@click.group()
+@click.group(commands=[kernels])
 @log_options
 def bench() -> None:
     """Measure fedmq on this machine.
@@ -32,6 +33,7 @@ def bench() -> None:
     Example:
       fedmq bench federation
       fedmq bench load --workers 10000
+      fedmq bench kernels --quick
     """
 
 

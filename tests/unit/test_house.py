@@ -25,7 +25,8 @@ BELOW = {
 }
 # What only some installs have: never at module level, but where a room's extra brings it.
 HEAVY = {
-    "dp_accounting", "flwr", "prometheus_client", "rich", "safetensors", "sklearn", "starlette", "torch", "uvicorn",
+    "dp_accounting", "flwr", "matplotlib", "opacus", "prometheus_client", "rich", "safetensors", "sklearn", "starlette",
+    "torch", "uvicorn",
 }  # fmt: skip
 # What an edge worker must not pay for.
 NOT_FOR_WORKERS = {*HEAVY, "sqlite3", "fedmq.broker", "fedmq.cli"}

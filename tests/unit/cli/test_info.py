@@ -13,7 +13,7 @@ def test_facts_as_json(fedmq) -> None:
     assert code == 0
     assert facts["fedmq"] == __version__
     assert facts["kernels"]["backend"] == kernels.backend
-    assert set(facts["extras"]) == {"broker", "torch", "sklearn", "privacy"}
+    assert set(facts["extras"]) == {"broker", "torch", "sklearn", "privacy", "bench"}
 
 
 def test_facts_as_lines(fedmq) -> None:
