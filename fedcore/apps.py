@@ -12,6 +12,7 @@ with one in a child process. Rules that hold here:
 import inspect
 import operator
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import msgspec
@@ -101,6 +102,10 @@ class TaskContext(msgspec.Struct, frozen=True):
         Seconds, counted from the start, in which a result is still wanted; 0 for no deadline.
     node : dict[str, str]
         This worker's own ``--node key=value`` settings.
+    state : Path or None
+        A folder of the app's own inside the worker's state folder: what lies there outlives the process, and no other
+        process has it meanwhile. None where nothing would outlive it: in a worker without a state folder, and
+        beside the broker.
 
     Examples
     --------
@@ -115,6 +120,7 @@ class TaskContext(msgspec.Struct, frozen=True):
     config: dict[str, Any] = {}
     deadline_s: float = 0.0
     node: dict[str, str] = {}
+    state: Path | None = None
     is_cancelled: Callable[[], bool] = _never
 
     @property

@@ -17,14 +17,14 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Final
 
 import msgspec
 import numpy as np
 
 from fedmq.fedcore import kernels, model_file, state_dict, wire
-from fedmq.fedcore.errors import ClientAppError, FedmqError, ModelError, TaskCancelled
+from fedmq.fedcore.errors import BudgetExhausted, ClientAppError, FedmqError, ModelError, TaskCancelled
 from fedmq.fedcore.layout import Array, Flat, Layout
 
 from .client import ClientApp, TaskContext, check_evaluation, check_fit, make_initial
@@ -60,6 +60,8 @@ class Runner:
         Where models are found, and results go.
     post
         Takes the events, from this thread.
+    state
+        A folder of the app's own, for `TaskContext.state`; None where nothing outlives the process.
     """
 
     def __init__(
@@ -69,7 +71,10 @@ class Runner:
         models: ModelCache,
         outbox: Outbox,
         post: Callable[[Event], None],
+        *,
+        state: Path | None = None,
     ) -> None:
+        self._state = state
         self._app = app
         self._node = dict(node)
         self._models = models
@@ -114,7 +119,8 @@ class Runner:
         except TaskCancelled as error:
             return AppFailed(task.task, f"cancelled: {error}")
         except FedmqError as error:
-            log.error("task failed: %s", error, exc_info=not isinstance(error, ClientAppError))
+            expected = isinstance(error, ClientAppError | BudgetExhausted)
+            log.error("task failed: %s", error, exc_info=not expected)
             return AppFailed(task.task, str(error))
         except (
             Exception,
@@ -160,6 +166,7 @@ class Runner:
             config=job.task.config,
             deadline_s=job.task.deadline_s,
             node=self._node,
+            state=self._state,
             is_cancelled=job.cancelled.is_set,
         )
 

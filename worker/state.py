@@ -6,6 +6,7 @@
                       its keys, where the broker has some (`keys.py`)
     STATE/models/     model cache (`models.py`)
     STATE/outbox/     updates not yet acknowledged (`outbox.py`)
+    STATE/app/        the client app's own: `TaskContext.state`
 
 Rules that hold here:
 
@@ -54,7 +55,7 @@ class StateFolder:
             self._lock = _lock(self.path / "lock", owner)
             try:
                 self.instance = _instance(self.path / "instance")
-                for name in ("models", "outbox"):
+                for name in ("models", "outbox", "app"):
                     (self.path / name).mkdir(exist_ok=True)
             except BaseException:
                 os.close(self._lock)
@@ -75,6 +76,11 @@ class StateFolder:
     def outbox(self) -> Path:
         """Where the outbox lies."""
         return self.path / "outbox"
+
+    @property
+    def app(self) -> Path | None:
+        """The client app's own folder; None in a temporary one, where it could keep nothing."""
+        return self.path / "app" if self._temporary is None else None
 
     def close(self) -> None:
         """Let the next one in."""

@@ -284,7 +284,7 @@ class Worker:
                 models=models.lengths(),
             )
             body = Body(_mind(session, credentials), transport, outbox, models, name)
-            body.runner = Runner(self._app, self._node, models, outbox, body.post)
+            body.runner = Runner(self._app, self._node, models, outbox, body.post, state=folder.app)
             body.hooks = Hooks(self._on_event, self._may_train, body.post)
             running = _Running(body, transport, folder, outbox)
             if self._paused:

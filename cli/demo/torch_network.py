@@ -1,17 +1,19 @@
 """The demo's network in torch: `network`'s twin, for ``fedmq demo --app torch``.
 
 The same names, shapes and formulas; the numbers differ in their last digits. Per-example gradients come from
-``torch.func``, which works for any module, where the numpy twin knows this one by heart.
+``torch.func``, as in any private app on torch, where the numpy twin knows this one by heart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
+
+from fedmq.worker.adapters.private_torch import TorchGradients
+from fedmq.worker.privacy.gradients import clipped_sum
 
 from .app import DemoApp, Network
 from .data import Shard
@@ -69,21 +71,11 @@ class TorchNetwork:
 
     def clipped_gradient_sum(self, weights: Weights, shard: Shard, *, max_norm: float) -> Weights:
         """Sum of per-example gradients, each clipped to `max_norm`."""
-        net = _net(weights)
-        parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
-
-        def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return cross_entropy(functional_call(net, parameters, (x[None],)), y[None])
-
-        per_example = vmap(grad(loss), in_dims=(None, 0, 0))
-        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        for x, y in _batches(shard, _EXAMPLES_AT_ONCE):
-            gradients = per_example(parameters, x, y)
-            squares = sum(g.flatten(1).double().square().sum(1) for g in gradients.values())
-            factors = (max_norm / torch.as_tensor(squares).sqrt().clamp(min=1e-30)).clamp(max=1.0).float()
-            for name, gradient in gradients.items():
-                total[name] += torch.einsum("n,n...->...", factors, gradient)
-        return {name: gradient.numpy() for name, gradient in total.items()}
+        data = (torch.from_numpy(shard.x), torch.from_numpy(shard.y))
+        model = TorchGradients(_net(weights), data, _loss, microbatch=_EXAMPLES_AT_ONCE)
+        rows = model.rows(model.trained.flatten(weights), np.arange(len(shard)))
+        sums, _ = clipped_sum(rows, model.trained.n, max_grad_norm=max_norm, at_most=max(1, len(shard)))
+        return model.trained.unflatten(sums.mean(1.0), {})
 
     def measure(self, weights: Weights, shard: Shard) -> Measured:
         """Loss and accuracy."""
@@ -95,6 +87,10 @@ class TorchNetwork:
                 loss += float(cross_entropy(logits, y, reduction="sum"))
                 correct += int((logits.argmax(1) == y).sum())
         return Measured(loss / len(shard), correct / len(shard))
+
+
+def _loss(net: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(net(x), y)
 
 
 def _net(weights: Weights) -> Net:

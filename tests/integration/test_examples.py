@@ -1,7 +1,9 @@
 """The examples, run as their own docstrings say."""
 
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +100,20 @@ def test_the_flower_client_runs_unchanged(tmp_path: Path, path: dict[str, str]) 
         measured = f.history()[-1]["federated"]
         assert measured["accuracy"] > 0.9
         assert measured["loss"] < 0.3
+
+
+def test_the_private_edge_program_learns_under_its_noise(tmp_path: Path, path: dict[str, str]) -> None:
+    """Two machines with noise of their own; each has spent its tasks' steps, and they cost what the example says."""
+    with Federation(tmp_path, {**TABLES, "model": {"initial": "first-worker"}}, path) as f:
+        f.start_broker()
+        for machine in ("1", "2"):
+            f.start_worker(f"w{machine}", "private_edge:app", "--node", f"machine={machine}")
+        f.finish(110)
+        assert f.history()[-1]["federated"]["accuracy"] > 0.9
+        spent = json.loads((tmp_path / "w1" / "app" / "privacy.json").read_text())["spent"]
+    (steps,) = {each["steps"] for each in spent}
+    assert steps in (80, 90), "eight versions of ten steps, and perhaps a ninth task that came to nothing"
+    text = (EXAMPLES / "private_edge.py").read_text(encoding="utf-8")
+    (claim,) = re.findall(r"^# ε < ([0-9.]+) for every reading", text, flags=re.MULTILINE)
+    plan = runpy.run_path(str(EXAMPLES / "private_edge.py"))["PRIVACY"]
+    assert float(claim) - 0.01 < plan.planned_epsilon() < float(claim)

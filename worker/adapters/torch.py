@@ -81,13 +81,13 @@ class TorchApp:
 
     def initial(self, task: TaskContext) -> Weights:
         """The module's own weights."""
-        with self._seeded(task):
+        with self.seeded(task):
             return self._weights(self._made())
 
     def fit(self, weights: Weights, task: TaskContext) -> Fit:
         """Load `weights`, train, and read the state dict again."""
-        with self._seeded(task):
-            module = self._loaded(weights)
+        with self.seeded(task):
+            module = self.load(weights)
             module.train()
             result = self._train(module, task)
         examples, metrics = result if isinstance(result, tuple) else (result, {})
@@ -95,8 +95,8 @@ class TorchApp:
 
     def evaluate(self, weights: Weights, task: TaskContext) -> Evaluation:
         """Load `weights` and measure."""
-        with self._seeded(task), torch.no_grad():
-            module = self._loaded(weights)
+        with self.seeded(task), torch.no_grad():
+            module = self.load(weights)
             module.eval()
             result: object = self._evaluate(module, task)
         if not (isinstance(result, tuple) and len(result) == 2):
@@ -111,7 +111,8 @@ class TorchApp:
             self._module = made.to(self._device)
         return self._module
 
-    def _loaded(self, weights: Weights) -> nn.Module:
+    def load(self, weights: Weights) -> nn.Module:
+        """The module, with `weights` in it."""
         module = self._made()
         state = {name: torch.from_numpy(_writable(array)) for name, array in weights.items()}
         try:
@@ -127,7 +128,8 @@ class TorchApp:
         return arrays
 
     @contextmanager
-    def _seeded(self, task: TaskContext) -> Iterator[None]:
+    def seeded(self, task: TaskContext) -> Iterator[None]:
+        """torch's generators follow from the task within, and are as before afterwards."""
         devices = [] if self._device.type == "cpu" else [self._device]
         with torch.random.fork_rng(devices, device_type="cuda" if not devices else self._device.type):
             torch.manual_seed(task.seed)

@@ -12,7 +12,7 @@ import xxhash
 
 from fedmq.fedcore import kernels, model_file, wire
 from fedmq.fedcore.codecs import ENCODINGS
-from fedmq.fedcore.errors import ClientAppError
+from fedmq.fedcore.errors import BudgetExhausted, ClientAppError
 from fedmq.fedcore.layout import Layout
 from fedmq.worker import runner as runner_module
 from fedmq.worker.client import Evaluation, Fit, TaskContext, Weights
@@ -54,7 +54,8 @@ class Bench:
         self.models = ModelCache(folder / "m")
         self.outbox = Outbox(folder / "o")
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.runner = Runner(app, {"shard": "3"}, self.models, self.outbox, self.events.put)
+        self.state = folder / "app"
+        self.runner = Runner(app, {"shard": "3"}, self.models, self.outbox, self.events.put, state=self.state)
         model = model_file.from_arrays(weights)
         self.layout: Layout = model.layout
         self.file = b"".join(model.chunks)
@@ -112,7 +113,7 @@ def test_a_fit_becomes_an_update_in_the_outbox(bench: Callable[..., Bench]) -> N
 
 
 def test_the_context_says_what_the_task_is(bench: Callable[..., Bench]) -> None:
-    """kind, version, seed, config, deadline, and the worker's own node settings."""
+    """kind, version, seed, config, deadline, the worker's own node settings, and a folder of the app's."""
     seen: list[TaskContext] = []
 
     def fit(weights: Weights, task: TaskContext) -> Fit:
@@ -124,6 +125,7 @@ def test_the_context_says_what_the_task_is(bench: Callable[..., Bench]) -> None:
     (task,) = seen
     assert (task.kind, task.version, task.seed, task.deadline_s) == ("fit", 5, 2**64 - 1, 9.0)
     assert (task.config, task.node, task.cancelled) == ({"lr": 0.5}, {"shard": "3"}, False)
+    assert task.state == b.state
 
 
 def test_an_evaluation_has_metrics_and_no_bytes(bench: Callable[..., Bench]) -> None:
@@ -203,6 +205,23 @@ def test_an_app_that_explains_itself_is_quoted(bench: Callable[..., Bench]) -> N
 
     b = bench(fit)
     assert b.run(b.task()) == AppFailed(b"t", "no data today")
+
+
+def test_a_spent_budget_is_the_reason_and_no_defect(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broker is told `privacy_budget`; the log has one line without a traceback; other tasks go on."""
+
+    def fit(weights: Weights, task: TaskContext) -> Fit:
+        raise BudgetExhausted("privacy_budget: 10 steps are all that was planned")
+
+    b = bench(fit)
+    failed = b.run(b.task())
+    assert isinstance(failed, AppFailed)
+    assert failed.reason.startswith("privacy_budget")
+    assert [record.exc_info for record in caplog.records] == [False]
+    assert b.files() == 0
+    assert isinstance(b.run(b.task("evaluate")), Stored)
 
 
 @pytest.mark.parametrize(("encoding", "step"), [("f32", 3e38), ("f16", 1e5), ("bf16", 3e38), ("i8", 3e38)])

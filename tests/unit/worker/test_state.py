@@ -42,10 +42,23 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     StateFolder(tmp_path, owner="b").close()
 
 
+def test_what_an_app_writes_outlives_the_process(tmp_path: Path) -> None:
+    """It has a folder of its own beside models and outbox."""
+    first = StateFolder(tmp_path / "w", owner="a")
+    assert first.app is not None
+    (first.app / "mine").write_text("x")
+    first.close()
+    again = StateFolder(tmp_path / "w", owner="a")
+    assert again.app == tmp_path / "w" / "app"
+    assert (again.app / "mine").read_text() == "x"
+    again.close()
+
+
 def test_without_a_folder_there_is_a_temporary_one() -> None:
-    """It is gone after close."""
+    """It is gone after close; so an app is given none, which would forget what it wrote."""
     folder = StateFolder(None, owner="a")
     assert folder.outbox.is_dir()
+    assert folder.app is None
     folder.close()
     assert not folder.path.exists()
 
