@@ -2,13 +2,16 @@
 
     total = Σ wᵢ Δᵢ  (exact integers)  →  + noise  →  / D  →  optimizer  →  the next version's files
 
+Without privacy another rule than the mean may stand in the place of the sum: it looks at the buffer first, in as many
+passes as it needs (`frozen`), and says what to combine, and how.
+
 Rules that hold here:
 
 - A `FoldJob` says all that there is to know. The same job gives the same bytes, whatever the order of its
   rows, the size of a tile, the number of threads, the kernels' backend, and however often it is folded
   again after a crash.
-- Memory is a few tiles. Payloads, the previous version and the optimizer's state are read through maps;
-  the next files are written as they come.
+- Memory is a few tiles, whatever the rule. Payloads, the previous version and the optimizer's state are read
+  through maps; the next files are written as they come.
 - Nothing is visible until everything is durable (`VersionWriter.commit`); the journal names it afterwards.
 - Under privacy an update that is not finite counts as zero and keeps its slot: who is in a buffer must not
   depend on data. Without privacy such an update was never accepted.
@@ -22,16 +25,18 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from fedmq.fedcore import config as configs
 from fedmq.fedcore import kernels
-from fedmq.fedcore.codecs import payload_size
 from fedmq.fedcore.config import Optimizer
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.layout import Flat
 from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel, frozen_digest, noise_key
-from fedmq.fedcore.strategy import optimizers
+from fedmq.fedcore.strategy import optimizers, robust
+from fedmq.fedcore.strategy.combination import Combination, Mixture
 from fedmq.fedcore.strategy.rules import Share, Weighting, denominator
 
 from .events import Folded
+from .frozen import FrozenBuffer, part_of
 from .rows import AcceptRow, VersionInfo
 from .store.refusals import patiently
 from .store.spool import Spool
@@ -41,6 +46,11 @@ __all__ = ["TILE", "FoldJob", "Release", "fold", "plan_fold"]
 
 TILE: Final = 1 << 20
 """Elements that are folded at a time; a multiple of 16 Ki, so that no tile cuts a block of noise or norm."""
+
+PREVIOUS: Final = "center"
+"""The slot, beside the optimizer's, in which the combined update is kept for a rule that is seeded with it."""
+
+MEAN: Final = configs.Mean()
 
 PRIVATE_ROWS: Final = 1024
 """The grid of a private sum is laid for this many rows, or the next power of two above their number."""
@@ -73,12 +83,16 @@ class FoldJob(msgspec.Struct, frozen=True, kw_only=True):
         The version that the buffer builds on; the job makes the one after it.
     rows
         The frozen buffer. A row without `inline` has its payload in the spool.
-    frac_bits
-        F, the grid of the exact sum.
-    denominator
-        D.
     optimizer
         The server optimizer, as configured.
+    frac_bits
+        F, the grid of the exact sum; None where the rule must look at the updates first.
+    denominator
+        D, likewise.
+    rule
+        How the updates are combined, as configured.
+    weighting
+        What an update's mass is.
     release
         None without privacy.
     threads
@@ -87,9 +101,11 @@ class FoldJob(msgspec.Struct, frozen=True, kw_only=True):
 
     base: VersionInfo
     rows: tuple[AcceptRow, ...]
-    frac_bits: int
-    denominator: float
     optimizer: Optimizer
+    frac_bits: int | None = None
+    denominator: float | None = None
+    rule: configs.Rule = MEAN
+    weighting: Weighting = "uniform"
     release: Release | None = None
     threads: int | None = None
 
@@ -100,6 +116,7 @@ def plan_fold(
     *,
     weighting: Weighting,
     optimizer: Optimizer,
+    rule: configs.Rule = MEAN,
     mechanism: RecordLevel | None = None,
     master_key: bytes = b"",
     threads: int | None = None,
@@ -114,6 +131,8 @@ def plan_fold(
         The frozen buffer, in any order, their inline payloads filled in.
     weighting
         What divides: the sum of example counts, or the number of updates (`strategy.rules`).
+    rule
+        How the updates are combined; with privacy, the mean.
     mechanism, master_key
         With privacy: the constants of the mechanism and the key that noise keys derive from.
 
@@ -130,12 +149,17 @@ def plan_fold(
     bounds = [row.weight * row.norm for row in rows]
     if not all(map(math.isfinite, bounds)):
         raise ValueError("a frozen buffer holds an update whose norm is not finite")
+    if not isinstance(rule, configs.Mean):
+        return FoldJob(
+            base=base, rows=rows, optimizer=optimizer, rule=rule, weighting=weighting, threads=threads
+        )
     return FoldJob(
         base=base,
         rows=rows,
         frac_bits=kernels.frac_bits_for(max(bounds, default=0.0), len(rows)),
         denominator=denominator(shares),
         optimizer=optimizer,
+        weighting=weighting,
         threads=threads,
     )
 
@@ -151,8 +175,8 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
     Raises
     ------
     StateError
-        When a file is missing, damaged or cannot be written, or the next version would not be finite.
-        The previous version is untouched.
+        When a file is missing, damaged or cannot be written, the buffer is too small for its rule, or the next
+        version would not be finite. The previous version is untouched.
     """
     started = time.monotonic()
     version = job.base.version + 1
@@ -164,13 +188,33 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
     tau_max = max((row.tau for row in job.rows), default=0)
     base = layout.flat(file)
     states = {slot: _state(versions, job.base.version, slot, layout.n) for slot in optimizer.slots}
+    rule = robust.make(job.rule)
+    if len(job.rows) < rule.minimum and job.release is None:
+        raise StateError(
+            f"a buffer of {len(job.rows)} updates is too small for aggregate.rule, which needs {rule.minimum}"
+        )
+    buffer = FrozenBuffer(
+        job.rows,
+        spool,
+        layout.n,
+        by_examples=job.weighting == "examples",
+        previous=_state(versions, job.base.version, PREVIOUS, layout.n) if rule.seeded else None,
+        threads=job.threads,
+    )
+    combination = None if job.release is not None else rule.prepare(buffer)
+    frac_bits, divisor = _terms(job, buffer, combination)
+    kept = (*optimizer.slots, PREVIOUS) if rule.seeded else optimizer.slots
     norm = kernels.Norm("f32")
     delta = np.empty(min(tile, layout.n), np.float32)
-    with versions.writer(version, optimizer.slots) as writer:
+    with versions.writer(version, kept) as writer:
         writer.model(file[: layout.data_start])
         for start in range(0, layout.n, tile):
             stop = min(start + tile, layout.n)
-            d = _combine(job, spool, start, stop, delta[: stop - start])
+            d = delta[: stop - start]
+            if combination is None:
+                _combine_private(job, spool, start, stop, d)
+            else:
+                buffer.combine(combination, frac_bits, start, stop, d)
             norm.update(d.data)
             params = base[start:stop].copy()
             state = {slot: array[start:stop].copy() for slot, array in states.items()}
@@ -183,6 +227,8 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
             writer.model(params.data)
             for slot, array in state.items():
                 writer.state(slot, array.data)
+            if rule.seeded:
+                writer.state(PREVIOUS, d.data)
         writer.model(file[layout.data_start + 4 * layout.n :])
         written = writer.commit()
     # What this fold built on is committed, so nothing will fold onto an older version again.
@@ -193,8 +239,8 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
         ),
         updates=len(job.rows),
         examples=sum(row.examples for row in job.rows),
-        frac_bits=job.frac_bits,
-        denominator=job.denominator,
+        frac_bits=frac_bits,
+        denominator=divisor,
         update_norm=norm.value(),
         seconds=time.monotonic() - started,
         sigma=job.release.sigma if job.release else 0.0,
@@ -232,30 +278,31 @@ def _plan_private(
     )
 
 
-def _combine(job: FoldJob, spool: Spool, start: int, stop: int, out: Flat) -> Flat:
-    """Elements [start, stop) of the combined update, into `out`."""
+def _terms(
+    job: FoldJob, buffer: FrozenBuffer, combination: Combination | None
+) -> tuple[int | None, float | None]:
+    """F and D of the exact sum; None where there is no sum."""
+    if job.frac_bits is not None or not isinstance(combination, Mixture):
+        return job.frac_bits, job.denominator
+    return buffer.grid(combination), combination.denominator
+
+
+def _combine_private(job: FoldJob, spool: Spool, start: int, stop: int, out: Flat) -> None:
+    """Elements [start, stop) of the clipped and noised sum over D, into `out`."""
     release = job.release
+    assert release is not None
+    assert job.frac_bits is not None
+    assert job.denominator is not None
     total = kernels.Accumulator(stop - start, frac_bits=job.frac_bits, offset=start, threads=job.threads)
     for row in job.rows:
-        if release is not None and not math.isfinite(row.norm):
-            continue
-        first, last = payload_size(row.encoding, start), payload_size(row.encoding, stop)
-        part = (
-            memoryview(row.inline)[first:last]
-            if row.inline is not None
-            else spool.payload(row.task, first, last)
-        )
-        if release is None:
-            total.add(part, encoding=row.encoding, weight=row.weight)
-        else:
+        if math.isfinite(row.norm):
             total.add(
-                part,
+                part_of(row, spool, start, stop),
                 encoding=row.encoding,
                 weight=row.weight,
                 norm=row.norm,
                 max_norm=release.max_norm,
                 truncate=True,
             )
-    if release is not None:
-        total.add_noise(release.sigma, key=release.key, nonce=NOISE_NONCE)
-    return total.mean(job.denominator, out=out)
+    total.add_noise(release.sigma, key=release.key, nonce=NOISE_NONCE)
+    total.mean(job.denominator, out=out)

@@ -105,8 +105,9 @@ class Folded(Event, frozen=True):
     info: VersionInfo
     updates: int
     examples: int
-    frac_bits: int
-    denominator: float
+    frac_bits: int | None
+    """Of the exact sum, and what divided it; None where the rule makes none, such as a median."""
+    denominator: float | None
     update_norm: float
     seconds: float
     sigma: float = 0.0

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from fedmq.fedcore.config import AsyncMode, Change, Config
+from fedmq.fedcore.config import AsyncMode, Change, Config, UserRule, check_minimum
 from fedmq.fedcore.errors import ConfigError, ModelError
 from fedmq.fedcore.privacy.mechanisms import RecordLevel
+from fedmq.fedcore.strategy import robust
 
 from .evaluator import make_initial
 from .mechanism import mechanism
@@ -51,6 +52,7 @@ def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack
         When the folder is of another federation, is damaged or cannot be written, or the initial model
         cannot be made.
     """
+    _check_rule(config)
     private = None
     if config.privacy is not None:
         calibrated = None if state.is_new else read_identity(state.path).noise_multiplier
@@ -85,6 +87,20 @@ def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack
         mechanism=private,
         changes=changes,
     )
+
+
+def _check_rule(config: Config) -> None:
+    """Load the combination rule where it is the user's own, and see that buffers will be large enough for it.
+
+    Raises
+    ------
+    ConfigError
+        When it does not load, or a buffer or round could hold less than it needs.
+    """
+    rule = config.aggregate.rule
+    if isinstance(rule, UserRule):
+        minimum = robust.make(rule).minimum
+        check_minimum(config, rule.app, minimum, f"its minimum, {minimum} updates")
 
 
 def _initial(config: Config, folder: Path, versions: VersionStore) -> VersionInfo:

@@ -282,6 +282,7 @@ class Folder:
                 [msgspec.structs.replace(row, inline=inline.get(row.task)) for row in job.rows],
                 weighting=self._config.aggregate.weight,
                 optimizer=self._config.optimizer,
+                rule=self._config.aggregate.rule,
                 mechanism=self._mechanism,
                 master_key=self._master_key,
             )

@@ -71,6 +71,7 @@ def verify(state: str | Path) -> Iterator[Verdict]:
                 rows,
                 weighting=config.aggregate.weight,
                 optimizer=config.optimizer,
+                rule=config.aggregate.rule,
                 mechanism=private,
                 master_key=b"" if private is None else (state / "keys" / "noise").read_bytes(),
             )

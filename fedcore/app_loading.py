@@ -18,7 +18,7 @@ from typing import TypeAlias, cast
 from .apps import ClientApp, kind_of, some_of
 from .errors import ClientAppError
 
-__all__ = ["Adapter", "load_app", "resolve_app"]
+__all__ = ["Adapter", "import_attribute", "load_app", "resolve_app"]
 
 _KINDS = ("fit", "evaluate")
 
@@ -51,8 +51,29 @@ def load_app(
     Traceback (most recent call last):
     fedmq.fedcore.errors.ClientAppError: cannot load the client app 'nowhere:app': no module named ...
     """
+    target = import_attribute(spec, "client app")
+    try:
+        return resolve_app(target, node=node, adapters=adapters)
+    except ClientAppError as error:
+        raise ClientAppError(f"cannot load the client app {spec!r}: {error}") from error
+
+
+def import_attribute(spec: str, what: str) -> object:
+    """Import what ``module:attribute`` names; the current folder is searched as well.
+
+    Parameters
+    ----------
+    spec : str
+    what : str
+        What it should be, for error messages.
+
+    Raises
+    ------
+    ClientAppError
+        When the module does not import, or has no such attribute.
+    """
     module_name, colon, attribute = spec.partition(":")
-    cannot = f"cannot load the client app {spec!r}: "
+    cannot = f"cannot load the {what} {spec!r}: "
     if not (module_name and colon and attribute):
         raise ClientAppError(cannot + "expected module:attribute, for example my_project.training:app")
     if module_name.endswith(".py") or "/" in module_name or os.sep in module_name:
@@ -88,10 +109,7 @@ def load_app(
             raise ClientAppError(
                 cannot + f"{module_name} has no attribute {part!r}; it has {some_of(sorted(public), 12)}"
             ) from None
-    try:
-        return resolve_app(target, node=node, adapters=adapters)
-    except ClientAppError as error:
-        raise ClientAppError(cannot + str(error)) from error
+    return target
 
 
 def resolve_app(

@@ -3,6 +3,7 @@
     state/versions/
       v00000042.safetensors        the model, as workers fetch it
       v00000042.velocity.f32       a flat float32 vector for each slot of the server optimizer
+      v00000042.center.f32         the combined update, where the rule starts the next one from it
 
 Rules that hold here:
 

@@ -184,7 +184,11 @@ class Digits:
     def fold(self, job: Fold, rows: Sequence[AcceptRow]) -> Folded:
         """As the broker folds."""
         plan = plan_fold(
-            job.base, rows, weighting=self._config.aggregate.weight, optimizer=self._config.optimizer
+            job.base,
+            rows,
+            weighting=self._config.aggregate.weight,
+            optimizer=self._config.optimizer,
+            rule=self._config.aggregate.rule,
         )
         return fold(plan, self._versions, self._spool)
 

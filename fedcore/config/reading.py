@@ -21,14 +21,29 @@ from msgspec import Meta, Struct
 from fedmq.fedcore import wire
 from fedmq.fedcore.errors import ConfigError
 
-from .tables import Adagrad, Adam, AsyncMode, Config, Fadas, Model, Momentum, Privacy, Sgd, SyncMode, Yogi
+from .rule_tables import RULES, Mean, UserRule
+from .tables import (
+    APP_PATTERN,
+    Adagrad,
+    Adam,
+    AsyncMode,
+    Config,
+    Fadas,
+    Model,
+    Momentum,
+    Privacy,
+    Sgd,
+    SyncMode,
+    Yogi,
+)
 
 TASK_MAX = 32 * 1024  # bytes of [task] as msgpack: it rides in a header of at most 64 KiB
 VARIANTS: dict[str, dict[str, type[Struct]]] = {
     "mode": {t.kind: t for t in (AsyncMode, SyncMode)},
     "optimizer": {t.kind: t for t in (Sgd, Momentum, Adagrad, Adam, Yogi, Fadas)},
+    "aggregate.rule": RULES,
 }
-DEFAULT_KINDS = {"mode": AsyncMode.kind, "optimizer": Sgd.kind}
+DEFAULT_KINDS = {"mode": AsyncMode.kind, "optimizer": Sgd.kind, "aggregate.rule": Mean.kind}
 # What [privacy] needs from keys that the file leaves out.
 _PRIVATE_DEFAULTS: dict[str, dict[str, object]] = {
     "aggregate": {"weight": "uniform"},
@@ -111,7 +126,7 @@ def parse(source: str | Mapping[str, object], *, base_dir: str | Path = ".") -> 
     tables = _toml(source) if isinstance(source, str) else dict(source)
     base = Path(base_dir).absolute()
     _refuse_unknown_tables(tables)
-    private = tables.get("privacy") is not None
+    following = _following(tables)
     values: dict[str, object] = {"base_dir": str(base)}
     for name in table_names():
         given = tables.get(name)
@@ -124,8 +139,7 @@ def parse(source: str | Mapping[str, object], *, base_dir: str | Path = ".") -> 
         if name == "task":
             values[name] = _task(given)
             continue
-        if private:
-            given = _PRIVATE_DEFAULTS.get(name, {}) | dict(given)
+        given = following.get(name, {}) | dict(given)
         values[name] = _table(name, given, base)
     return Config(**typing.cast("dict[str, typing.Any]", values))
 
@@ -154,7 +168,7 @@ def keys_of(table: Struct) -> Iterable[Key]:
 
 
 def structs_of(table: str) -> tuple[type[Struct], ...]:
-    """The structs that a table may become: one for each kind; none for [task], which is free."""
+    """The structs that a table is written with: one for each kind; none for [task], which is free."""
     if table in VARIANTS:
         return tuple(VARIANTS[table].values())
     if table == "task":
@@ -163,7 +177,7 @@ def structs_of(table: str) -> tuple[type[Struct], ...]:
         return (Privacy,)
     found = typing.get_type_hints(Config)[table]
     assert isinstance(found, type)
-    return (found,)
+    return (found, *RULES.values()) if table == "aggregate" else (found,)
 
 
 def struct_of(table: str, kind: str | None = None) -> type[Struct]:
@@ -176,6 +190,8 @@ def may_hold(key: Key) -> str:
     kind, bounds = key.type, _bounds(key.meta)
     if key.written_as == "size":
         return f'a size{bounds}, in bytes or as text such as "64 MiB"'
+    if form := (key.meta.extra or {}).get("form"):
+        return str(form)
     if typing.get_origin(kind) is typing.Literal:
         return _choices(typing.get_args(kind))
     if isinstance(kind, types.UnionType):  # float | None: left out, or a number
@@ -183,7 +199,7 @@ def may_hold(key: Key) -> str:
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}[
         typing.cast("type", kind)
     ]
-    return str((key.meta.extra or {}).get("form", words + bounds))
+    return words + bounds
 
 
 def _toml(text: str) -> dict[str, object]:
@@ -197,6 +213,34 @@ def _refuse_unknown_tables(tables: Mapping[str, object]) -> None:
     for name in tables:
         if name not in table_names():
             raise ConfigError(f"[{name}] is not a table; {_did_you_mean(name, table_names())}")
+
+
+def _following(tables: Mapping[str, object]) -> Mapping[str, dict[str, object]]:
+    """Defaults that follow from what else stands in the file: from [privacy], or from the rule."""
+    if tables.get("privacy") is not None:
+        return _PRIVATE_DEFAULTS
+    aggregate, mode = tables.get("aggregate"), tables.get("mode")
+    rule = aggregate.get("rule") if isinstance(aggregate, Mapping) else None
+    kind = rule.get("kind") if isinstance(rule, Mapping) else rule
+    if not isinstance(kind, str):
+        return {}
+    table: typing.Any = RULES.get(kind, UserRule)
+    follows: dict[str, dict[str, object]] = {"aggregate": {"weight": "uniform"}} if table.uniform else {}
+    is_async = not isinstance(mode, Mapping) or mode.get("kind", AsyncMode.kind) == AsyncMode.kind
+    if table.one_per_worker and is_async:
+        follows["mode"] = {"one_per_worker": True}
+    return follows
+
+
+def _rule(value: object, key: Key, base: Path) -> Struct:
+    """A rule from its name, its table, or where to import it from."""
+    if isinstance(value, Mapping):
+        return _table("aggregate.rule", value, base)
+    if isinstance(value, str) and value in RULES:
+        return _table("aggregate.rule", {"kind": value}, base)
+    if isinstance(value, str) and re.fullmatch(APP_PATTERN, value):
+        return UserRule(value)
+    raise ConfigError(f"aggregate.rule is {_show(value)}; it may hold {may_hold(key)}")
 
 
 def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
@@ -228,6 +272,8 @@ def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
 
 def _value(where: str, value: object, key: Key, base: Path) -> object:
     """Check one value against its key; sizes become integers and paths absolute."""
+    if where == "aggregate.rule":
+        return _rule(value, key, base)
     if isinstance(value, Path):
         value = str(value)
     plain = _size(value) if key.written_as == "size" and isinstance(value, str) else value

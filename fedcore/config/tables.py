@@ -19,10 +19,16 @@ from msgspec import Meta, Struct
 
 from fedmq.fedcore.errors import ConfigError
 
+from .rule_tables import RULES, Mean, Rule, UserRule, name_of
+
 MIB = 1 << 20
 MEMORY_MIN = 64 * MIB
 """What a broker needs besides uploads: the interpreter, kernels' tiles, connections."""
 APP_PATTERN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+RULE_FORM = (
+    ", ".join(f'"{kind}"' for kind in RULES)
+    + ', a table such as {kind = "krum", byzantine = 2}, or your own "module:attribute"'
+)
 _LOSS_WORDS = ("loss", "error", "perplexity", "rmse", "mse", "mae")
 
 _SIZE = {"as": "size"}  # may be written "1 MiB"
@@ -146,7 +152,9 @@ Mode = AsyncMode | SyncMode
 class Aggregate(Table, frozen=True):
     """How the updates of a buffer become one."""
 
-    rule: Annotated[Literal["mean"], Meta(description="How updates are combined.")] = "mean"
+    rule: Annotated[
+        Rule, Meta(extra={"form": RULE_FORM}, description="How updates are combined: see docs/strategies.md.")
+    ] = Mean()
     weight: Annotated[
         Literal["examples", "uniform"],
         Meta(description="How much each update counts."),
@@ -394,6 +402,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         _check_mode(self)
         _check_privacy(self)
+        _check_rule(self)
         _check_network(self)
         if bool(self.stop.metric) != (self.stop.target is not None):
             raise ConfigError(
@@ -439,6 +448,7 @@ def _check_privacy(config: Config) -> None:
     needs: list[tuple[str, object, object, str]] = [
         ("mode.clients_per_round", config.mode.clients_per_round, 0, "the sampling rate counts on everybody"),
         ("mode.min_updates", config.mode.min_updates, 0, "a round must not depend on who answered"),
+        ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
         ("aggregate.weight", config.aggregate.weight, "uniform", "a record counts the same everywhere"),
         ("aggregate.encoding", config.aggregate.encoding, "f32", "an encoding would change the clipped sums"),
         ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
@@ -452,6 +462,49 @@ def _check_privacy(config: Config) -> None:
             f"stop.versions is {config.stop.versions}; it may be at most privacy.steps, "
             f"which is {privacy.steps}: the budget is planned for that many"
         )
+
+
+def _check_rule(config: Config) -> None:
+    """Hold the rest of the file to what the rule can work with."""
+    rule, mode = config.aggregate.rule, config.mode
+    name = name_of(rule)
+    if not isinstance(rule, UserRule):
+        check_minimum(config, name, rule.minimum, rule.needs)
+    if rule.uniform and config.aggregate.weight != "uniform":
+        raise ConfigError(
+            f'aggregate.weight is "{config.aggregate.weight}"; with aggregate.rule "{name}" it must be "uniform": '
+            "how many examples a worker has is its own claim"
+        )
+    if rule.one_per_worker and isinstance(mode, AsyncMode) and not mode.one_per_worker:
+        raise ConfigError(
+            f'mode.one_per_worker is false; with aggregate.rule "{name}" it must be true: '
+            "one worker could be the majority of a buffer"
+        )
+
+
+def check_minimum(config: Config, rule: str, minimum: int, needs: str) -> None:
+    """Whether every buffer or round will have as many updates as its rule needs.
+
+    A round ends with min(min_updates, clients_per_round, those who are there) at the least, and those are never
+    fewer than min_available.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key under which a buffer could be smaller.
+    """
+    mode = config.mode
+    if isinstance(mode, AsyncMode):
+        holds = [("mode.buffer", mode.buffer)]
+    else:
+        holds = [("mode.min_available", mode.min_available)]
+        holds += [("mode.clients_per_round", mode.clients_per_round)] if mode.clients_per_round else []
+        holds += [("mode.min_updates", mode.min_updates)] if mode.min_updates else []
+    for key, value in holds:
+        if value < minimum:
+            raise ConfigError(
+                f'{key} is {value}; with aggregate.rule "{rule}" it must be at least {minimum}: it needs {needs}'
+            )
 
 
 def _check_network(config: Config) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from .reading import DEFAULT_KINDS, VARIANTS, Key, keys, keys_of, may_hold, struct_of, table_names
+from .rule_tables import RULES, plain
 from .tables import Config, Privacy
 
 WIDTH = 110
@@ -25,6 +26,7 @@ _PRIVACY_EXAMPLE = {
     "divisor": 150.0,
     "max_batch": 64,
 }
+_RULE_EXAMPLE = {"byzantine": 1, "radius": 10.0, "max_norm": 1.0}
 
 
 def to_toml(config: Config) -> str:
@@ -50,6 +52,8 @@ def to_toml(config: Config) -> str:
 
 def portable(config: Config, table: str, key: Key, value: object) -> object:
     """A value as a file in `config.base_dir` would write it: paths below that folder become relative."""
+    if isinstance(value, msgspec.Struct):
+        return plain(typing.cast("typing.Any", value))
     is_path = key.written_as == "path" or (
         table == "model" and value == config.model.initial and config.model.source == "file"
     )
@@ -85,6 +89,8 @@ def template(*, name: str = "federation", mode: str = "async") -> str:
             given = {"name": name} if table == "federation" else {}
             lines += [*_about(struct_of(table)), f"[{table}]"]
             lines += key_lines(struct_of(table), given)
+            if table == "aggregate":
+                lines += _rule_lines()
     return "\n".join(lines) + "\n"
 
 
@@ -100,6 +106,19 @@ def _variant_lines(table: str, kind: str) -> Iterator[str]:
             yield from _about(struct, indent="# ")
             yield f'# kind = "{other}"'
             yield from ("# " + line for line in key_lines(struct))
+
+
+def _rule_lines() -> Iterator[str]:
+    """The other rules, each with all its parameters."""
+    for kind, struct in RULES.items():
+        if kind == DEFAULT_KINDS["aggregate.rule"]:
+            continue
+        given = {key.name: _RULE_EXAMPLE.get(key.name, key.default) for key in keys(struct).values()}
+        rule = {"kind": kind, **given} if given else kind
+        yield "#"
+        yield from _about(struct, indent="# ")
+        yield f"# rule = {_toml(rule)}"
+        yield from (f"#   {name}: {keys(struct)[name].meta.description}" for name in given)
 
 
 def _privacy_lines() -> Iterator[str]:
@@ -126,6 +145,8 @@ def _explain(key: Key) -> str:
 
 def _readable(key: Key, value: object) -> object:
     """A size in the largest unit that divides it."""
+    if isinstance(value, msgspec.Struct):
+        return plain(typing.cast("typing.Any", value))
     if key.written_as != "size" or not isinstance(value, int) or value == 0:
         return value
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

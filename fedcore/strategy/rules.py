@@ -1,4 +1,4 @@
-"""How the updates of one buffer are combined into one: the weighted mean.
+"""What each update of a buffer weighs, and the weighted mean. Other rules than the mean stand in `robust`.
 
     d = Σ wᵢ Δᵢ / D,      wᵢ = mᵢ · s(τᵢ),      D = Σ mᵢ   (or a constant)
 

@@ -5,6 +5,7 @@ numpy's int64, float64 and float32 for the rest, straight from "Exact sums" and 
 """
 
 import math
+import signal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from fedmq.fedcore.errors import StateError
 
 from .federation import Federation, Tables
 
@@ -148,6 +151,79 @@ def test_a_run_equals_its_recomputation(
             assert made[version] == (bits, denominator, 4)
             assert w.tobytes() == f.weights(version).tobytes(), f"version {version}"
         assert len(taus) > 1, "nothing was stale: this shows little"
+
+
+ROBUST: list[Any] = [
+    "median",
+    {"kind": "trimmed_mean", "trim": 0.34},
+    {"kind": "krum", "byzantine": 1},
+    {"kind": "bulyan", "byzantine": 1},
+    "geometric_median",
+    {"kind": "centered_clipping", "radius": 0.5, "iterations": 2},
+    {"kind": "norm_bound", "max_norm": 0.5},
+    "rule_of_my_own:Vote",
+]
+OWN_RULE = """
+import numpy as np
+from fedmq.fedcore.strategy.combination import Coordinates
+
+class Vote:
+    minimum = 3
+    seeded = False
+
+    def prepare(self, updates):
+        step = np.median(updates.norms) / np.sqrt(updates.n)
+        return Coordinates(lambda x: step * np.sign(np.sign(x).sum(axis=0)))
+"""
+
+
+@pytest.mark.parametrize("rule", ROBUST, ids=lambda rule: rule if isinstance(rule, str) else rule["kind"])
+def test_every_rule_can_be_verified(tmp_path: Path, rule: Any) -> None:
+    """`fedmq verify` recomputes what the broker made, killed and started again in between, from what is on disk."""
+    tables: Tables = {
+        "mode": {"kind": "sync", "min_available": 7},
+        "aggregate": {"rule": rule},
+        "storage": {"keep_payloads": True},
+        "stop": {"versions": 6},
+    }
+    (tmp_path / "rule_of_my_own.py").write_text(OWN_RULE)
+    with Federation(tmp_path, tables) as f:
+        f.start_broker()
+        f.start_workers(7, n=2000)
+        f.wait_for_version(2)
+        f.stop_broker(signal.SIGKILL)
+        f.start_broker()
+        f.finish()
+        said = f.cli("verify").splitlines()
+        assert said[-1] == "6 versions recomputed, all with the same bytes"
+        assert [line.split()[-1] for line in said[:-1]] == [row["digest"] for row in f.history()[1:]]
+        assert len({row["digest"] for row in f.history()}) == 7
+
+
+def test_a_rule_that_raises_is_put_right(tmp_path: Path) -> None:
+    """The broker ends with one line that names it; started again with another one, it folds the same frozen buffer."""
+    tables: Tables = {
+        "mode": {"kind": "sync", "min_available": 3},
+        "aggregate": {"rule": "rule_of_my_own:Vote"},
+        "storage": {"keep_payloads": True},
+        "stop": {"versions": 3},
+    }
+    module = tmp_path / "rule_of_my_own.py"
+    module.write_text(OWN_RULE.replace("np.median(updates.norms)", "np.no_such_median()"))
+    with Federation(tmp_path, tables) as f:
+        broker = f.start_broker()
+        f.start_workers(3, n=500)
+        assert broker.join(60)
+        assert broker.code == StateError.exit_code
+        log = broker.log.read_text(encoding="utf-8")
+        assert "aggregate.rule rule_of_my_own:Vote: prepare raised AttributeError" in log
+        assert "Traceback" not in log
+        frozen = f.query("SELECT buffer FROM frozen")
+        module.write_text(OWN_RULE)
+        f.start_broker()
+        f.finish()
+        assert frozen == [(0,)]
+        assert "3 versions recomputed, all with the same bytes" in f.cli("verify")
 
 
 def test_a_damaged_payload_is_found(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.broker.rows import AcceptRow, VersionRow
-from fedmq.fedcore.config import Config
+from fedmq.fedcore.config import Config, Mean
 from fedmq.fedcore.kernels import reference
 from fedmq.fedcore.kernels.reference_noise import normals
 from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel
 from fedmq.fedcore.strategy import optimizers
+
+from . import recompute_rules
 
 F32 = NDArray[np.float32]
 
@@ -47,19 +49,22 @@ class Chain:
         self._mechanism = mechanism
         self._optimizer = optimizers.make(config.optimizer)
         self._state: list[F32] = []
+        self._before = np.zeros(0, np.float32)
+        """The combined update of the version before: some rules start from it."""
 
     def begin(self, file: bytes) -> None:
         """Version 0 is this file."""
         self.files[0] = file
         first, last = flat_run(file)
         self._state = [np.zeros((last - first) // 4, np.float32) for _ in self._optimizer.slots]
+        self._before = np.zeros((last - first) // 4, np.float32)
 
     def go_on(self, made: VersionRow, rows: Sequence[AcceptRow], payloads: Mapping[bytes, bytes]) -> None:
         """The next version: its file, and what its row must say."""
         version = made.info.version
         base = self.files[version - 1]
         first, last = flat_run(base)
-        delta = self._combined(made, rows, payloads, (last - first) // 4)
+        delta = self._before = self._combined(made, rows, payloads, (last - first) // 4)
         params = np.frombuffer(base[first:last], "<f4").copy()
         tau_max = max((row.tau for row in rows), default=0)
         kernel = getattr(reference, self._optimizer.kernel)
@@ -71,6 +76,12 @@ class Chain:
         self, made: VersionRow, rows: Sequence[AcceptRow], payloads: Mapping[bytes, bytes], n: int
     ) -> F32:
         private = self._mechanism
+        uniform = self._config.aggregate.weight == "uniform"
+        rule: Any = self._config.aggregate.rule
+        if not isinstance(rule, Mean):
+            deltas = {row.task: decoded(payloads[row.task], row.encoding) for row in rows}
+            masses = [1 if uniform else row.examples for row in rows]
+            return recompute_rules.combined(rule, made, rows, deltas, masses, self._before)
         unit = 2.0**made.frac_bits if made.frac_bits is not None else math.nan
         total = [0] * n
         for row in reversed(rows):
@@ -94,7 +105,6 @@ class Chain:
                     total[start + j] += z
             denominator = private.divisor
         else:
-            uniform = self._config.aggregate.weight == "uniform"
             denominator = float(len(rows) if uniform else sum(row.examples for row in rows))
         assert made.denominator == denominator, "the denominator"
         return np.array([float(t) / (denominator * unit) for t in total], np.float64).astype(np.float32)

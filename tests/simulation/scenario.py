@@ -12,18 +12,23 @@ from fedmq.fedcore.config import (
     Adam,
     Aggregate,
     AsyncMode,
+    CenteredClipping,
     Config,
     Evaluate,
     Fadas,
+    Median,
     Model,
     Momentum,
     Network,
+    NormBound,
     Optimizer,
     Privacy,
+    Rule,
     Sgd,
     Stop,
     Storage,
     SyncMode,
+    TrimmedMean,
 )
 
 INLINE_ELEMENTS = 16
@@ -111,6 +116,9 @@ def draw(seed: int) -> Scenario:
         ),
         network=Network(block=block, credit_budget=rng.choice((1, 3, 5, 40)) * block),
     )
+    if not private:
+        # With its own dice: a seed is the federation that it was before there were rules.
+        config = _with_rule(random.Random(f"rule of {seed}"), config)
     return Scenario(
         seed=seed,
         kind="draw",
@@ -176,6 +184,26 @@ def _sync(rng: random.Random, workers: int, *, private: bool) -> SyncMode:
         min_updates=rng.randint(1, asked) if asked and rng.random() < 0.5 else 0,
         deadline_s=rng.choice((20.0, 60.0)),
     )
+
+
+def _with_rule(rng: random.Random, config: Config) -> Config:
+    """Now and then the same federation under another rule than the mean, of those that its buffers have enough for."""
+    mode = config.mode
+    rules: list[Rule] = [NormBound(max_norm=1.0)]
+    if isinstance(mode, SyncMode):
+        alone = True
+        least = min(k for k in (mode.min_available, mode.clients_per_round, mode.min_updates) if k)
+    else:
+        alone, least = mode.one_per_worker, mode.buffer
+    if alone:
+        robust = (CenteredClipping(radius=1.0), Median(), TrimmedMean(trim=0.34))
+        rules += [rule for rule in robust if rule.minimum <= least]
+    if rng.random() < 0.5:
+        return config
+    rule = rng.choice(rules)
+    weight = "uniform" if rule.uniform else config.aggregate.weight
+    aggregate = msgspec.structs.replace(config.aggregate, rule=rule, weight=weight)
+    return msgspec.structs.replace(config, aggregate=aggregate)
 
 
 def _optimizer(rng: random.Random) -> Optimizer:

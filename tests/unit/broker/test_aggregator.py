@@ -1,5 +1,6 @@
 """Folding: exact, the same bytes however it is done, durable or not there, and in little memory."""
 
+import json
 import math
 import os
 import subprocess
@@ -81,8 +82,8 @@ class State:
         )
 
     def fold(self, job: FoldJob, **options: Any) -> bytes:
-        """Fold and give the version's file."""
-        return bytes(self.versions.file(fold(job, self.versions, self.spool, **options).info.version))
+        """Fold and give the version's file, as it is on disk: the store may still map one that was replaced."""
+        return self.versions.path(fold(job, self.versions, self.spool, **options).info.version).read_bytes()
 
     def flat(self, version: int) -> np.ndarray:
         return self.layout.flat(self.versions.file(version))
@@ -402,7 +403,7 @@ def test_a_model_without_floats_and_an_odd_one_fold(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import re, sys, threading
+import json, re, sys, threading
 from pathlib import Path
 import numpy as np
 from fedmq.broker.aggregator import fold, plan_fold
@@ -412,7 +413,9 @@ from fedmq.broker.store.versions import VersionStore
 from fedmq.fedcore import config, model_file
 from fedmq.fedcore.layout import Layout
 
-folder, n = Path(sys.argv[1]), int(sys.argv[2])
+folder, n, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+tables = {"aggregate": {"rule": json.loads(sys.argv[4])}, "mode": {"buffer": max(count, 3)}}
+rule = config.parse(tables).aggregate.rule
 versions, spool = VersionStore(folder / "versions", fsync=False), Spool(folder / "spool", fsync=False)
 layout = Layout.plan([("w", "F32", (n,))])
 with versions.writer(0) as writer:
@@ -423,7 +426,7 @@ with versions.writer(0) as writer:
 base = VersionInfo(version=0, digest=written.digest, size=written.size, layout=layout.digest, n=n)
 block = np.ones(1 << 18, np.float32).tobytes()
 rows = []
-for i in range(4):
+for i in range(count):
     task = bytes([i])
     spool.path(task).write_bytes(b"")
     with spool.path(task).open("wb") as file:
@@ -443,7 +446,7 @@ def watch():
 before = anonymous()
 watcher = threading.Thread(target=watch)
 watcher.start()
-job = plan_fold(base, rows, weighting="uniform", optimizer=config.Momentum())
+job = plan_fold(base, rows, weighting="uniform", optimizer=config.Momentum(), rule=rule)
 fold(job, versions, spool)
 done.set()
 watcher.join()
@@ -452,10 +455,23 @@ print(max(peak, anonymous()) - before)
 """
 
 
-def test_memory_depends_on_neither_model_nor_buffer(tmp_path: Path) -> None:
-    """Folding four updates of 8 M floats (160 MiB of files) takes a few tiles of anonymous memory."""
+@pytest.mark.parametrize(
+    ("n", "count", "rule"),
+    [
+        (8 << 20, 4, "mean"),
+        (3 << 20, 11, "median"),
+        (3 << 20, 11, {"kind": "multi_krum", "byzantine": 2}),
+        (3 << 20, 11, {"kind": "bulyan", "byzantine": 2}),
+        (3 << 20, 11, {"kind": "centered_clipping", "radius": 1e9}),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else str(value),
+)
+def test_memory_depends_on_neither_model_nor_buffer(tmp_path: Path, n: int, count: int, rule: Any) -> None:
+    """Folding updates of 128 MiB in files and more takes a few tiles of anonymous memory, by any rule."""
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path), str(8 << 20)], capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, str(tmp_path), str(n), str(count), json.dumps(rule)],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 60 << 10, run.stdout

@@ -503,3 +503,124 @@ def test_a_port_beyond_the_last_one_is_refused(port: str) -> None:
 @pytest.mark.parametrize("port", ["0", "80", "5560", "9999", "10000", "65535", "*"])
 def test_every_port_can_be_named(port: str) -> None:
     assert config.parse({"federation": {"bind": f"tcp://127.0.0.1:{port}"}}).federation.bind.endswith(port)
+
+
+class TestRules:
+    """``[aggregate] rule``: a name, a table, or the user's own; and what the rest of the file must hold for it."""
+
+    def test_a_rule_is_a_name_or_a_table(self) -> None:
+        """A name has the defaults; both forms are written back as they are read."""
+        for text, rule in (
+            ('"mean"', config.Mean()),
+            ('"trimmed_mean"', config.TrimmedMean(trim=0.2)),
+            ('{kind = "median"}', config.Median()),
+            ('{kind = "krum", byzantine = 2}', config.Krum(byzantine=2)),
+            ('"my_rules:Vote"', config.UserRule("my_rules:Vote")),
+        ):
+            found = config.parse(f"[aggregate]\nrule = {text}")
+            assert found.aggregate.rule == rule
+            assert config.parse(config.to_toml(found), base_dir=found.base_dir) == found
+
+    def test_the_mean_is_written_as_it_always_was(self) -> None:
+        """A state folder of an older version holds the same line, and the same fingerprint."""
+        assert 'rule = "mean"\nweight = "examples"' in config.to_toml(config.parse(""))
+
+    @pytest.mark.parametrize(
+        ("rule", "said"),
+        [
+            ('"meen"', 'aggregate.rule is "meen"; it may hold "mean", "median", '),
+            ("3", "aggregate.rule is 3; it may hold "),
+            ('"krum"', "aggregate.rule.byzantine is missing; "),
+            ('{kind = "krum", byzantine = 0}', "aggregate.rule.byzantine is 0; it may hold an integer ≥ 1"),
+            ('{kind = "krun"}', 'aggregate.rule.kind is "krun"; it may hold "mean", '),
+            ('{kind = "krum", trim = 0.1}', 'aggregate.rule.trim belongs to kind = "trimmed_mean"'),
+            (
+                '{kind = "trimmed_mean", trim = 0.5}',
+                "aggregate.rule.trim is 0.5; it may hold a finite number > 0",
+            ),
+            ('{kind = "norm_bound", max_norm = inf}', "aggregate.rule.max_norm is inf; it may hold"),
+        ],
+    )
+    def test_what_is_no_rule(self, rule: str, said: str) -> None:
+        """The key is named, with what it holds and what it may hold."""
+        assert error(f"[aggregate]\nrule = {rule}").startswith(said)
+
+    @pytest.mark.parametrize(
+        ("rule", "minimum", "why"),
+        [
+            ('"median"', 3, "three updates"),
+            ('"geometric_median"', 3, "three updates"),
+            ('{kind = "trimmed_mean", trim = 0.15}', 7, "1 / trim"),
+            ('{kind = "krum", byzantine = 3}', 9, "2 x byzantine + 3"),
+            ('{kind = "multi_krum", byzantine = 3, selected = 7}', 12, "selected + byzantine + 2"),
+            ('{kind = "bulyan", byzantine = 2}', 11, "4 x byzantine + 3"),
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("key", "others"),
+        [
+            ("buffer", "kind = 'async'"),
+            ("min_available", "kind = 'sync'"),
+            ("clients_per_round", "kind = 'sync'\nmin_available = 100"),
+            ("min_updates", "kind = 'sync'\nmin_available = 100\nclients_per_round = 100"),
+        ],
+    )
+    def test_every_buffer_has_as_many_as_its_rule_needs(
+        self, rule: str, minimum: int, why: str, key: str, others: str
+    ) -> None:
+        """A buffer, a cohort, a quorum: what could be too small is refused, and why; one more is enough."""
+        text = f"[aggregate]\nrule = {rule}\n[mode]\n{others}\n{key} = "
+        said = error(text + str(minimum - 1))
+        assert said.startswith(f"mode.{key} is {minimum - 1}; with aggregate.rule ")
+        assert f"it must be at least {minimum}: it needs " in said
+        assert why in said
+        assert config.parse(text + str(minimum)).aggregate.rule != config.Mean()
+
+    @pytest.mark.parametrize("rule", ["median", "trimmed_mean", "geometric_median"])
+    def test_updates_count_the_same_and_workers_once(self, rule: str) -> None:
+        """By default, where such a rule is named; the contrary is refused."""
+        found = config.parse(f"[aggregate]\nrule = '{rule}'")
+        assert found.aggregate.weight == "uniform"
+        assert isinstance(found.mode, config.AsyncMode)
+        assert found.mode.one_per_worker
+        said = error(f"[aggregate]\nrule = '{rule}'\nweight = 'examples'")
+        assert said.startswith('aggregate.weight is "examples"; with aggregate.rule ')
+        said = error(f"[aggregate]\nrule = '{rule}'\n[mode]\none_per_worker = false")
+        assert said.startswith("mode.one_per_worker is false; with aggregate.rule ")
+        assert config.parse(f"[aggregate]\nrule = '{rule}'\n[mode]\nkind = 'sync'\nmin_available = 9")
+
+    def test_a_norm_bound_weighs_as_the_mean_does(self) -> None:
+        """It outvotes nobody: examples count, and a worker may have several updates in a buffer."""
+        found = config.parse("[aggregate]\nrule = {kind = 'norm_bound', max_norm = 1}")
+        assert found.aggregate.weight == "examples"
+        assert isinstance(found.mode, config.AsyncMode)
+        assert not found.mode.one_per_worker
+
+    def test_a_rule_of_the_users_sees_no_claims(self) -> None:
+        """Uniform weights; whether a worker counts once is for its author to say."""
+        assert config.parse("[aggregate]\nrule = 'm:r'").aggregate.weight == "uniform"
+        assert error("[aggregate]\nrule = 'm:r'\nweight = 'examples'").startswith("aggregate.weight is ")
+        assert config.parse("[aggregate]\nrule = 'm:r'\n[mode]\none_per_worker = false")
+
+    @pytest.mark.parametrize("rule", ["median", {"kind": "norm_bound", "max_norm": 1.0}, "m:r"])
+    def test_privacy_is_a_sum(self, rule: object) -> None:
+        """The noise is calibrated to one, and a median of clipped updates is none."""
+        said = error(PRIVATE | {"mode": {"kind": "sync", "min_available": 9}, "aggregate": {"rule": rule}})
+        name = rule["kind"] if isinstance(rule, dict) else rule
+        assert said.startswith(f'aggregate.rule is "{name}"; ')
+        assert 'with [privacy] it must be "mean"' in said
+
+    def test_a_restart_may_not_change_it(self) -> None:
+        """Neither the rule nor its parameters."""
+        one, two = (config.parse({"aggregate": {"rule": {"kind": "krum", "byzantine": f}}}) for f in (1, 2))
+        refused = config.changes(one, two)[1]
+        assert [change.key for change in refused] == ["aggregate.rule"]
+        assert "aggregate.rule" in {change.key for change in config.changes(config.parse(""), one)[1]}
+        assert config.fingerprint(one) != config.fingerprint(two)
+
+    def test_every_rule_in_the_template_can_be_switched_on(self) -> None:
+        """Its line without the comment sign is accepted."""
+        lines = re.findall(r"^# (rule = .*)$", config.template(), re.MULTILINE)
+        assert len(lines) == 8
+        for line in lines:
+            assert config.parse(f"[aggregate]\n{line}").aggregate.rule != config.Mean()

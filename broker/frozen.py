@@ -1,0 +1,181 @@
+"""A frozen buffer as its combination rule sees it: K vectors on disk, read piece by piece.
+
+Rules that hold here:
+
+- Rows are in the order of their task ids, whatever order they came in.
+- Nothing here is as large as the model: a pass holds `PIECE_VALUES` numbers of all updates together (at least
+  `SEGMENT` of each), and a mixture is folded from mapped payloads.
+- A distance is the sum over segments of `SEGMENT` elements, added from the first to the last. So neither the size
+  of a piece or of a fold's tile nor threads show in it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq.fedcore import kernels
+from fedmq.fedcore.codecs import payload_size
+from fedmq.fedcore.layout import Flat
+from fedmq.fedcore.strategy.combination import Combination, Coordinates, Mixture
+
+from .rows import AcceptRow
+from .store.spool import Spool
+
+__all__ = ["PIECE_VALUES", "SEGMENT", "FrozenBuffer", "part_of"]
+
+SEGMENT: Final = 16 * 1024
+"""Elements over which a distance is taken at a time: a block of the kernels' sums."""
+
+PIECE_VALUES: Final = 1 << 20
+"""Decoded values in memory at a time, of all updates together."""
+
+_SURPLUS: Final = 1.0 + 2.0**-32
+"""A clipped update may be longer than the bound by roundings, and this is more than they are."""
+
+
+class FrozenBuffer:
+    """What `fedmq.fedcore.strategy.combination.Updates` describes, of rows and their payloads.
+
+    Parameters
+    ----------
+    rows : sequence of AcceptRow
+        In any order, their inline payloads filled in.
+    spool : Spool
+        Where the other payloads are.
+    n : int
+        Elements of the model.
+    by_examples : bool
+        Whether an update's mass is its number of examples, or 1.
+    previous : float32[n], optional
+        The combined update of the version before, for rules that are seeded with it.
+    threads : int, optional
+        Of the kernels.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[AcceptRow],
+        spool: Spool,
+        n: int,
+        *,
+        by_examples: bool = False,
+        previous: Flat | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._rows = sorted(rows, key=lambda row: row.task)
+        self._spool = spool
+        self._previous = previous
+        self._threads = threads
+        self.n = n
+        self.weights = tuple(row.weight for row in self._rows)
+        self.masses = tuple(row.examples if by_examples else 1 for row in self._rows)
+        self.norms = tuple(row.weight * row.norm for row in self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def sq_distances(self) -> NDArray[np.float64]:
+        """‖uᵢ − uⱼ‖² of all pairs."""
+        total = np.zeros((len(self), len(self)))
+        for start, stop in self._pieces(0, self.n, len(self)):
+            piece = [self._scaled(row, start, stop) for row in self._rows]
+            for a, b in _segments(stop - start):
+                total += kernels.pairwise_sq_distances([u[a:b] for u in piece], threads=self._threads)
+        return total
+
+    def sq_distances_to(self, mixture: Mixture) -> NDArray[np.float64]:
+        """‖uᵢ − d‖² for the d that a mixture makes."""
+        total = np.zeros(len(self))
+        frac_bits = self.grid(mixture)
+        for start, stop in self._pieces(0, self.n, 2):
+            d = self.mix(mixture, frac_bits, start, stop, np.empty(stop - start, np.float32))
+            for i, row in enumerate(self._rows):
+                u = self._scaled(row, start, stop)
+                for a, b in _segments(stop - start):
+                    pair = kernels.pairwise_sq_distances([u[a:b], d[a:b]], threads=self._threads)
+                    total[i] += pair[0, 1]
+        return total
+
+    def grid(self, mixture: Mixture) -> int:
+        """F, the grid of a mixture's exact sum: the finest that the rows' norms allow."""
+        bounds = []
+        for row, weight in self._weighed(mixture):
+            bound = row.norm
+            if mixture.max_norm is not None and bound > mixture.max_norm:
+                bound = mixture.max_norm * _SURPLUS
+            bounds.append(weight * bound)
+        if mixture.previous:
+            norm = kernels.Norm("f32")
+            for start, stop in self._pieces(0, self.n, 1):
+                norm.update(self._before(start, stop).data)
+            bounds.append(kernels.dyadic(mixture.previous) * norm.value())
+        return kernels.frac_bits_for(max(bounds, default=0.0), len(bounds))
+
+    def combine(
+        self, combination: Combination, frac_bits: int | None, start: int, stop: int, out: Flat
+    ) -> Flat:
+        """Elements [start, stop) of the combined update, into `out`; `frac_bits` is a mixture's `grid`."""
+        if isinstance(combination, Coordinates):
+            return self._apply(combination, start, stop, out)
+        assert frac_bits is not None
+        return self.mix(combination, frac_bits, start, stop, out)
+
+    def mix(self, mixture: Mixture, frac_bits: int, start: int, stop: int, out: Flat) -> Flat:
+        """Elements [start, stop) of a mixture, into `out`; `start` is a multiple of 1024."""
+        total = kernels.Accumulator(stop - start, frac_bits=frac_bits, offset=start, threads=self._threads)
+        for row, weight in self._weighed(mixture):
+            total.add(
+                part_of(row, self._spool, start, stop),
+                encoding=row.encoding,
+                weight=weight,
+                norm=None if mixture.max_norm is None else row.norm,
+                max_norm=mixture.max_norm,
+            )
+        if mixture.previous:
+            total.add(self._before(start, stop).data, weight=mixture.previous)
+        return total.mean(mixture.denominator, out=out)
+
+    def _apply(self, combination: Coordinates, start: int, stop: int, out: Flat) -> Flat:
+        rows = self._rows if combination.rows is None else [self._rows[i] for i in combination.rows]
+        for first, last in self._pieces(start, stop, len(rows)):
+            values = np.empty((len(rows), last - first), np.float32)
+            for i, row in enumerate(rows):
+                values[i] = self._scaled(row, first, last)
+            out[first - start : last - start] = combination.function(values)
+        return out
+
+    def _weighed(self, mixture: Mixture) -> Iterator[tuple[AcceptRow, float]]:
+        """The rows that a mixture reads, with their weights."""
+        for row, weight in zip(self._rows, map(kernels.dyadic, mixture.weights), strict=True):
+            if weight:
+                yield row, weight
+
+    def _scaled(self, row: AcceptRow, start: int, stop: int) -> Flat:
+        """Elements [start, stop) of u, rounded once from float64."""
+        x = kernels.decode(part_of(row, self._spool, start, stop), row.encoding, stop - start)
+        return x if row.weight == 1.0 else (x.astype(np.float64) * row.weight).astype(np.float32)
+
+    def _before(self, start: int, stop: int) -> Flat:
+        assert self._previous is not None, "the rule is not seeded"
+        return np.ascontiguousarray(self._previous[start:stop])
+
+    def _pieces(self, start: int, stop: int, rows: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) in pieces of whole segments, so small that `rows` of them fit in memory."""
+        step = max(PIECE_VALUES // max(rows, 1) // SEGMENT, 1) * SEGMENT
+        for first in range(start, stop, step):
+            yield first, min(first + step, stop)
+
+
+def part_of(row: AcceptRow, spool: Spool, start: int, stop: int) -> memoryview:
+    """The bytes of elements [start, stop) of an update, without a copy; `start` is a multiple of 1024."""
+    first, last = payload_size(row.encoding, start), payload_size(row.encoding, stop)
+    if row.inline is not None:
+        return memoryview(row.inline)[first:last]
+    return spool.payload(row.task, first, last)
+
+
+def _segments(size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, size, SEGMENT):
+        yield start, min(start + SEGMENT, size)
