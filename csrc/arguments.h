@@ -73,6 +73,11 @@ std::size_t element_count(std::size_t size, const std::string& name, Encoding en
 Payload payload_argument(py::handle value, const std::string& name, Encoding encoding,
                          std::optional<std::size_t> n = std::nullopt);
 
+// One or more payloads of one number of values; `encoding` is one for all of them, or one for each.
+std::vector<Payload> payloads_argument(py::handle payloads, py::handle encoding);
+
+py::sequence sequence_argument(py::handle value, const char* name);
+
 Floats floats_argument(py::handle value, const char* name, Access access, std::optional<std::size_t> n = std::nullopt);
 
 // The caller's array for n results, or a new one where `out` is None.
@@ -98,5 +103,6 @@ std::uint64_t offset_argument(py::handle value, std::size_t n);
 
 std::string type_name(py::handle value);
 std::string describe(py::handle value);  // its repr
+std::string item(const char* name, std::size_t i);  // name[i]
 
 }  // namespace fedmq

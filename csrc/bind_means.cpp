@@ -11,42 +11,6 @@
 namespace fedmq {
 namespace {
 
-std::string item(const char* name, std::size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
-
-py::sequence sequence_argument(py::handle value, const char* name) {
-    if (!py::isinstance<py::sequence>(value)) {
-        throw py::type_error(std::string(name) + " must be a sequence, not " + type_name(value));
-    }
-    return py::reinterpret_borrow<py::sequence>(value);
-}
-
-// One for all of k payloads, or one for each.
-std::vector<Encoding> encodings_argument(py::handle value, std::size_t k) {
-    if (PyUnicode_Check(value.ptr())) return std::vector<Encoding>(k, encoding_argument(value));
-    const py::sequence names = sequence_argument(value, "encoding");
-    std::vector<Encoding> encodings;
-    for (const py::handle name : names) encodings.push_back(encoding_argument(name));
-    if (encodings.size() != k) {
-        throw py::value_error("encoding must be one name or one per payload (" + std::to_string(k) + "), not " +
-                              std::to_string(encodings.size()));
-    }
-    return encodings;
-}
-
-std::vector<Payload> payloads_argument(py::handle value, py::handle encoding) {
-    const py::sequence objects = sequence_argument(value, "payloads");
-    const std::vector<Encoding> encodings = encodings_argument(encoding, objects.size());
-    if (encodings.empty()) throw py::value_error("payloads must hold at least one payload, not none");
-    std::vector<Payload> payloads;
-    payloads.reserve(encodings.size());
-    std::optional<std::size_t> n;
-    for (std::size_t i = 0; i < encodings.size(); ++i) {
-        payloads.push_back(payload_argument(py::object(objects[i]), item("payloads", i), encodings[i], n));
-        n = payloads[0].view.n;
-    }
-    return payloads;
-}
-
 std::vector<double> weights_argument(py::handle value, std::size_t k) {
     const py::sequence numbers = sequence_argument(value, "weights");
     if (numbers.size() != k) {

@@ -10,6 +10,7 @@ void bind_accumulator(pybind11::module_& module);
 void bind_codecs(pybind11::module_& module);
 void bind_means(pybind11::module_& module);
 void bind_optimizers(pybind11::module_& module);
+void bind_robust(pybind11::module_& module);
 void bind_vectors(pybind11::module_& module);
 
 }  // namespace fedmq

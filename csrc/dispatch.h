@@ -38,6 +38,15 @@ struct Adaptive {
     double lr, beta1, beta2, eps;
 };
 
+// Order statistics work on tiles of this many columns. Their rows are so far apart in scratch, which is aligned to a
+// cache line: not a power of two, or they would all compete for the same lines of the cache.
+constexpr std::size_t kRankTile = 1024;
+constexpr std::size_t kRowStep = kRankTile + 16;
+
+// Distances are of so many rows against as many others, and take so many doubles of scratch; see distances.inc.
+constexpr std::size_t kDistanceRows = 32;
+constexpr std::size_t kDistanceScratch = 2 * kDistanceRows * (512 + 256) + kDistanceRows * kDistanceRows * 16;
+
 struct KernelTable {
     const char* isa;
 
@@ -65,6 +74,16 @@ struct KernelTable {
     void (*encode)(const f32u* x, Encoding encoding, std::byte* data, const Stream& stream, std::size_t first,
                    std::size_t last);
     void (*decode)(const View& payload, float* out, std::size_t first, std::size_t last);
+
+    // robust.inc; scratch: `x` is room for count pointers, `tile` for count * kRowStep floats
+    bool (*median)(const View* rows, std::size_t count, const f32u** x, float* tile, f32u* out, std::size_t first,
+                   std::size_t last);
+    bool (*trimmed_mean)(const View* rows, std::size_t count, std::size_t trim, const f32u** x, float* tile,
+                         f32u* out, std::size_t first, std::size_t last);
+
+    // distances.inc
+    void (*square_distances)(const View* left, std::size_t left_count, const View* right, std::size_t right_count,
+                             double* scratch, double* sums, std::size_t first, std::size_t last);
 
     // optimizers.inc
     void (*sgd)(f32u* w, const f32u* d, double lr, std::size_t first, std::size_t last);

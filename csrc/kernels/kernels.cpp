@@ -6,8 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "buffer.h"
@@ -30,6 +32,8 @@ namespace {
 #include "kernels/norm.inc"
 #include "kernels/fold.inc"
 #include "kernels/noise.inc"
+#include "kernels/robust.inc"
+#include "kernels/distances.inc"
 #include "kernels/optimizers.inc"
 
 }  // namespace
@@ -49,6 +53,9 @@ const KernelTable FEDMQ_TABLE = {
     add_gaussian_exact,
     encode,
     decode,
+    median,
+    trimmed_mean,
+    square_distances,
     sgd,
     momentum,
     adagrad,

@@ -55,6 +55,24 @@ def weighted_mean(
     out: _F32 | None = None,
     threads: int | None = None,
 ) -> _F32: ...
+def median(
+    payloads: Sequence[_Payload],
+    *,
+    encoding: str | Sequence[str] = "f32",
+    out: _F32 | None = None,
+    threads: int | None = None,
+) -> _F32: ...
+def trimmed_mean(
+    payloads: Sequence[_Payload],
+    trim: int,
+    *,
+    encoding: str | Sequence[str] = "f32",
+    out: _F32 | None = None,
+    threads: int | None = None,
+) -> _F32: ...
+def pairwise_sq_distances(
+    payloads: Sequence[_Payload], *, encoding: str | Sequence[str] = "f32", threads: int | None = None
+) -> NDArray[np.float64]: ...
 def sum_squares(payload: _Payload, *, encoding: str = "f32", threads: int | None = None) -> float: ...
 def clip_(x: _F32, max_norm: float, *, threads: int | None = None) -> float: ...
 def add_gaussian_(

@@ -3,6 +3,7 @@
 Rules
 -----
 - Every payload must be finite: an infinity has no mean with its opposite, and a NaN has no place in an order.
+  The first payload that is not is named.
 - The K values of a coordinate are sorted, after −0 has become +0; so the order of the payloads does not
   matter.
 - The median is the middle value, or float32((float64(a) + float64(b)) · 0.5) of the two middle ones.
@@ -120,8 +121,8 @@ def _tiles(k: int, n: int) -> Iterator[tuple[int, int]]:
 
 
 def _check_finite(rows: Rows, n: int) -> None:
-    for start, stop in _tiles(1, n):
-        for i, (data, name) in enumerate(rows):
+    for i, (data, name) in enumerate(rows):
+        for start, stop in _tiles(1, n):
             if not np.isfinite(decode_range(data, name, start, stop)).all():
                 raise ValueError(f"payloads[{i}] must be finite; it holds a NaN or an infinity")
 

@@ -17,6 +17,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -263,6 +264,52 @@ Case decode(const Named& as) {
             }};
 }
 
+// The same updates as the views of a rank or distance kernel, with scratch aligned to a cache line.
+struct Ranked {
+    Rows rows;
+    std::vector<View> views;
+    std::shared_ptr<void> scratch;
+
+    Ranked(const Named& as, std::size_t scratch_bytes)
+        : rows(as, 1.0), scratch(::operator new(scratch_bytes, std::align_val_t{64}), [](void* memory) {
+              ::operator delete(memory, std::align_val_t{64});
+          }) {
+        for (const Row& row : rows.rows) views.push_back(row.payload);
+    }
+};
+
+Case rank(const Named& as, bool trimmed) {
+    const Bytes out = zeros();
+    return {std::string(trimmed ? "trimmed_mean " : "median ") + as.name,
+            [=, in = Ranked(as, kRows * kRowStep * sizeof(float))](std::size_t first, std::size_t last) {
+                const f32u* x[kRows];
+                float* tile = static_cast<float*>(in.scratch.get());
+                if (trimmed) {
+                    kernels().trimmed_mean(in.views.data(), kRows, 1, x, tile, out.floats(), first, last);
+                } else {
+                    kernels().median(in.views.data(), kRows, x, tile, out.floats(), first, last);
+                }
+            },
+            [out] { return out.digest(); }};
+}
+
+Case square_distances(const Named& as) {
+    const auto totals = std::make_shared<std::array<double, kRows * kRows>>();
+    return {std::string("square_distances ") + as.name,
+            [totals, in = Ranked(as, kDistanceScratch * sizeof(double))](std::size_t first, std::size_t last) {
+                std::vector<double> sums(kDistanceRows * kDistanceRows);
+                kernels().square_distances(in.views.data(), kRows, in.views.data(), 0,
+                                           static_cast<double*>(in.scratch.get()), sums.data(), first, last);
+                for (std::size_t i = 0; i < kRows; ++i) {
+                    for (std::size_t j = i + 1; j < kRows; ++j) {
+                        (*totals)[i * kRows + j] += sums[i * kDistanceRows + j];
+                        (*totals)[j * kRows + i] = (*totals)[i * kRows + j];
+                    }
+                }
+            },
+            [totals] { return digest_of(totals->data(), sizeof *totals); }};
+}
+
 Case sgd() {
     const Bytes w = values(0), d = values(1);
     return {"sgd", [=](std::size_t first, std::size_t last) { kernels().sgd(w.floats(), d.floats(), 0.1, first, last); },
@@ -316,6 +363,9 @@ std::vector<Case> cases() {
         all.push_back(decode(as));
         all.push_back(largest(as));
         all.push_back(square_blocks(as));
+        all.push_back(rank(as, false));
+        all.push_back(rank(as, true));
+        all.push_back(square_distances(as));
         all.push_back(fold_exact(as, false));
         all.push_back(fold_exact(as, true));
         all.push_back(mean("mean_exact", kernels().mean_exact, as, kUnit, kTotalWeight * kUnit));

@@ -114,6 +114,10 @@ def _of_encoding(encoding: str) -> Iterator[tuple[str, bytes | NDArray[Any]]]:
         np.abs(reference.decode(_encoded(0, encoding), encoding, N)).max(keepdims=True),
     )
     yield f"square_blocks {encoding}", _blocks(encoding)
+    payloads = [_encoded(row, encoding) for row in range(len(WEIGHTS))]
+    yield f"median {encoding}", reference.median(payloads, encoding=encoding)
+    yield f"trimmed_mean {encoding}", reference.trimmed_mean(payloads, 1, encoding=encoding)
+    yield f"square_distances {encoding}", reference.pairwise_sq_distances(payloads, encoding=encoding)
     yield f"fold_exact {encoding}", _summed(encoding, truncate=False).totals()
     yield f"fold_exact {encoding} truncated", _summed(encoding, truncate=True).totals()
     for mode in ("exact", "f64", "f32"):

@@ -35,6 +35,13 @@ def results(n: int) -> Iterator[tuple[str, bytes]]:
             f"mixed {mode}",
             kernels.weighted_mean(payloads, [1, 2, 3, 4], encoding=ENCODINGS, mode=mode).tobytes(),
         )
+    many = [
+        x[0] + np.float32(i) * x[1] for i in range(37)
+    ]  # more than one network takes, and one group of pairs
+    for name, rows, encoding in (("mixed", payloads, ENCODINGS), ("few", x, "f32"), ("many", many, "f32")):
+        yield f"median {name}", kernels.median(rows, encoding=encoding).tobytes()
+        yield f"trimmed_mean {name}", kernels.trimmed_mean(rows, 1, encoding=encoding).tobytes()
+        yield f"distances {name}", kernels.pairwise_sq_distances(rows, encoding=encoding).tobytes()
     for truncate in (False, True):
         sums = kernels.Accumulator(n, frac_bits=24, offset=1024)
         for i, payload in enumerate(payloads):
