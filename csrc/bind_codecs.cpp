@@ -11,9 +11,12 @@ namespace {
 py::bytes encode(py::handle x, py::handle encoding, py::handle key, py::handle nonce) {
     const Encoding name = encoding_argument(encoding);
     const Floats floats = floats_argument(x, "x", Access::read);
-    const py::object drawn = key.is_none() ? py::module_::import("os").attr("urandom")(32)
-                                           : py::reinterpret_borrow<py::object>(key);
-    const auto secret = key_argument(drawn);
+    std::array<std::uint8_t, 32> secret{};
+    if (!key.is_none()) {
+        secret = key_argument(key);
+    } else if (name == Encoding::i8) {  // the others round to nearest and draw nothing
+        secret = key_argument(py::module_::import("os").attr("urandom")(32));
+    }
     const auto number = nonce.is_none() ? std::array<std::uint8_t, 12>{} : nonce_argument(nonce);
 
     const std::size_t size = payload_size(name, floats.n);

@@ -45,6 +45,7 @@ py::object mean(py::handle payloads, py::handle weights, py::handle encoding, py
     }
     if (!max_norm.is_none()) options.max_norm = positive_argument(max_norm, "max_norm");
     options.threads = threads_argument(threads);
+    options.may_spoil_out = out.is_none();
     Floats result = output_argument(out, updates[0].view.n);
     disjoint_output(result, updates);
     {

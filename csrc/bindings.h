@@ -11,6 +11,7 @@ void bind_codecs(pybind11::module_& module);
 void bind_means(pybind11::module_& module);
 void bind_optimizers(pybind11::module_& module);
 void bind_robust(pybind11::module_& module);
+void bind_roofline(pybind11::module_& module);
 void bind_vectors(pybind11::module_& module);
 
 }  // namespace fedmq

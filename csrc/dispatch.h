@@ -55,6 +55,8 @@ struct KernelTable {
     void (*divide_exact)(const std::int64_t* totals, double divisor, f32u* out, std::size_t first, std::size_t last);
     void (*mean_exact)(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
                        std::size_t last);
+    bool (*mean_exact_checked)(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
+                               std::size_t last);
     void (*mean_f64)(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
                      std::size_t last);
     void (*mean_f32)(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
@@ -84,6 +86,9 @@ struct KernelTable {
     // distances.inc
     void (*square_distances)(const View* left, std::size_t left_count, const View* right, std::size_t right_count,
                              double* scratch, double* sums, std::size_t first, std::size_t last);
+
+    // roofline.inc
+    std::uint32_t (*read4)(const View* x, std::size_t count, std::size_t first, std::size_t last);
 
     // optimizers.inc
     void (*sgd)(f32u* w, const f32u* d, double lr, std::size_t first, std::size_t last);

@@ -18,6 +18,7 @@ struct MeanOptions {
     std::optional<int> frac_bits;  // exact only; derived from the norms where it is not given
     std::optional<double> max_norm;
     int threads = 0;
+    bool may_spoil_out = false;  // nobody sees `out` when an exception is thrown
 };
 
 // out_j = Σ weight_k · x_kj / Σ weight_k. There is at least one payload, and all have as many elements as `out`.

@@ -28,6 +28,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     fedmq::bind_means(module);
     fedmq::bind_optimizers(module);
     fedmq::bind_robust(module);
+    fedmq::bind_roofline(module);
     fedmq::bind_vectors(module);
 
     module.def(

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -112,11 +111,7 @@ double FixedPoint::divisor(double denominator) const {
 }
 
 ExactSum::ExactSum(std::size_t n, int frac_bits, std::uint64_t offset, int threads)
-    : n_(n), grid_(frac_bits), offset_(offset), threads_(threads) {
-    // Zero pages that the kernel has not touched yet cost nothing.
-    totals_.reset(static_cast<std::int64_t*>(std::calloc(std::max<std::size_t>(n, 1), sizeof(std::int64_t))));
-    if (totals_ == nullptr) throw std::bad_alloc();
-}
+    : n_(n), grid_(frac_bits), offset_(offset), threads_(threads), totals_(zeros<std::int64_t>(n)) {}
 
 void ExactSum::fold(const Row* rows, std::size_t count) {
     if (count == 0) return;

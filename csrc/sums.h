@@ -8,13 +8,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <optional>
 #include <string>
 
 #include "buffer.h"
 #include "dispatch.h"
+#include "pages.h"
 
 namespace fedmq {
 
@@ -89,15 +88,11 @@ public:
     void copy_totals(std::int64_t* out) const;
 
 private:
-    struct Free {
-        void operator()(void* memory) const { std::free(memory); }
-    };
-
     std::size_t n_;
     FixedPoint grid_;
     std::uint64_t offset_;
     int threads_;
-    std::unique_ptr<std::int64_t[], Free> totals_;
+    Zeros<std::int64_t> totals_;
 };
 
 }  // namespace fedmq

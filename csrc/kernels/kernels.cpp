@@ -34,6 +34,7 @@ namespace {
 #include "kernels/noise.inc"
 #include "kernels/robust.inc"
 #include "kernels/distances.inc"
+#include "kernels/roofline.inc"
 #include "kernels/optimizers.inc"
 
 }  // namespace
@@ -44,6 +45,7 @@ const KernelTable FEDMQ_TABLE = {
     fold_exact,
     divide_exact,
     mean_exact,
+    mean_exact_checked,
     mean_f64,
     mean_f32,
     largest,
@@ -56,6 +58,7 @@ const KernelTable FEDMQ_TABLE = {
     median,
     trimmed_mean,
     square_distances,
+    read4,
     sgd,
     momentum,
     adagrad,

@@ -193,6 +193,12 @@ Case mean(const char* name, Mean kernel, const Named& as, double unit, double di
             [out] { return out.digest(); }};
 }
 
+// Of values in range, which these are.
+void mean_exact_checked(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
+                        std::size_t last) {
+    kernels().mean_exact_checked(rows, count, divisor, out, first, last);
+}
+
 Case largest(const Named& as) {
     const Bytes payload = encoded(0, as);
     const auto found = std::make_shared<float>(0.0f);
@@ -211,6 +217,19 @@ Case square_blocks(const Named& as) {
                 kernels().square_blocks(payload.view(as), blocks->data(), first, last);
             },
             [blocks] { return digest_of(blocks->data(), sizeof *blocks); }};
+}
+
+Case read4() {
+    std::vector<Bytes> payloads;
+    std::vector<View> views;
+    for (std::uint64_t r = 0; r < 4; ++r) {
+        payloads.push_back(values(r));
+        views.push_back(payloads.back().view(kEncodings[0]));
+    }
+    const auto sum = std::make_shared<std::uint32_t>(0);
+    return {"read4",
+            [=](std::size_t first, std::size_t last) { *sum += kernels().read4(views.data(), 4, first, last); },
+            [sum, payloads] { return digest_of(sum.get(), sizeof *sum); }};
 }
 
 Case multiply() {
@@ -369,12 +388,14 @@ std::vector<Case> cases() {
         all.push_back(fold_exact(as, false));
         all.push_back(fold_exact(as, true));
         all.push_back(mean("mean_exact", kernels().mean_exact, as, kUnit, kTotalWeight * kUnit));
+        all.push_back(mean("mean_exact_checked", mean_exact_checked, as, kUnit, kTotalWeight * kUnit));
         all.push_back(mean("mean_f64", kernels().mean_f64, as, 1.0, kTotalWeight));
         all.push_back(mean("mean_f32", kernels().mean_f32, as, 1.0 / kTotalWeight, 1.0));
     }
     for (const auto& make : {divide_exact, multiply, add_gaussian, add_gaussian_exact, sgd, momentum}) {
         all.push_back(make());
     }
+    all.push_back(read4());
     all.push_back(adagrad());
     all.push_back(adaptive("adam", kernels().adam));
     all.push_back(adaptive("yogi", kernels().yogi));

@@ -122,6 +122,7 @@ def _of_encoding(encoding: str) -> Iterator[tuple[str, bytes | NDArray[Any]]]:
     yield f"fold_exact {encoding} truncated", _summed(encoding, truncate=True).totals()
     for mode in ("exact", "f64", "f32"):
         yield f"mean_{mode} {encoding}", _mean(encoding, mode)
+    yield f"mean_exact_checked {encoding}", _mean(encoding, "exact")
 
 
 def digests() -> dict[str, str]:
@@ -135,6 +136,8 @@ def digests() -> dict[str, str]:
     made["add_gaussian_exact"] = digest_of(noise.totals())
     made["sgd"] = _in_place(reference.sgd_, 2, lr=0.1)
     made["momentum"] = _in_place(reference.momentum_, 3, lr=0.1, beta=0.9)
+    words = np.concatenate([values(row) for row in range(4)]).view(np.uint32)
+    made["read4"] = digest_of(words.sum(keepdims=True, dtype=np.uint32))
     made["adagrad"] = _in_place(reference.adagrad_, 3, moments=[1], lr=0.1)
     made["adam"] = _in_place(reference.adam_, 4, moments=[2], lr=0.1)
     made["yogi"] = _in_place(reference.yogi_, 4, moments=[2], lr=0.1)

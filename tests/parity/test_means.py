@@ -22,7 +22,7 @@ ROWS = st.lists(
         st.integers(0, 7),
     ),
     min_size=1,
-    max_size=9,
+    max_size=18,
 )
 
 
@@ -78,6 +78,37 @@ def test_threads_share_a_large_mean(
     found = native.weighted_mean(payloads, np.arange(1, 7), mode=mode, out=out, threads=threads)
     assert found is out
     same_bits(out, reference.weighted_mean(payloads, np.arange(1, 7), mode=mode))
+
+
+@given(
+    st.lists(st.integers(-(2**51) - 2**29, 2**51 + 2**29), min_size=1, max_size=20),
+    st.sampled_from([0.25, 1 / 3, 0.5, 0.75, 1.0]),
+    st.sampled_from([-40, 0, 30]),
+)
+@settings(max_examples=200, deadline=None)
+def test_values_near_the_end_of_the_range(
+    native: ModuleType,
+    reference: ModuleType,
+    same_bits: Callable[[Any, Any], None],
+    numbers: list[int],
+    weight: float,
+    frac_bits: int,
+) -> None:
+    """Values up to 2^51 in units of the grid: both give the same mean, or both refuse and write nothing."""
+    x = np.array(numbers, np.float64).astype(np.float32) * np.float32(2.0**-frac_bits)
+    ones = np.ones(x.size, np.float32)
+    made, errors = [], []
+    for module in (native, reference):
+        out = np.full(x.size, 7, np.float32)
+        try:
+            module.weighted_mean([ones, x], [1.0, weight], frac_bits=frac_bits, out=out)
+            same_bits(out, module.weighted_mean([ones, x], [1.0, weight], frac_bits=frac_bits))
+        except ValueError:
+            assert (out == 7).all()
+            errors.append(module)
+        made.append(out)
+    assert len(errors) in (0, 2)
+    same_bits(*made)
 
 
 def test_nothing_is_written_when_a_payload_is_refused(native: ModuleType, reference: ModuleType) -> None:

@@ -31,7 +31,7 @@ UPDATES = st.lists(
             "shift": st.integers(0, 7),
         }
     ),
-    max_size=9,
+    max_size=18,
 )
 
 
@@ -162,7 +162,7 @@ def test_merge(native: ModuleType, vector: Callable[..., Any], same_bits: Callab
 
 
 def test_a_kept_update_belongs_to_nobody_else(native: ModuleType) -> None:
-    """Until four have come, updates may wait inside; the caller may yet change, close and drop what it gave."""
+    """Until eight have come, updates may wait inside; the caller may yet change, close and drop what it gave."""
     sums = native.Accumulator(4, frac_bits=10)
     changed = np.ones(4, np.float32)
     sums.add(changed)
