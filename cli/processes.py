@@ -44,6 +44,8 @@ GRACE_S: Final = 8.0
 """How long a child may take to end after a SIGTERM; a worker leaves its app behind after five seconds."""
 TAIL: Final = 12
 """Lines of a log that are shown when its process died."""
+LIVES: Final = 10
+"""How often a broker is started where it is started again."""
 WATCH_S: Final = 0.02
 ANSWER_S: Final = 0.5
 """How long a broker may take to say how it is. One that is ending never does, and nobody should wait for it."""
@@ -123,12 +125,17 @@ class Child:
         """The same command once more, after this one has ended."""
         return Child(self.name, self._arguments, self.log, self._environment)
 
-    def failure(self) -> ProcessError:
-        """Why it is bad that it ended; shows the end of its log where that says more than one line."""
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
         code = self.code
-        ending = (
+        return (
             f"ended with exit code {code}" if code is None or code >= 0 else f"was killed by {_named(code)}"
         )
+
+    def failure(self) -> ProcessError:
+        """Why it is bad that it ended; shows the end of its log where that says more than one line."""
+        ending = self.ending
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
         # A command says what is wrong in its last line; anything else has to be seen as a whole.
         if lines and lines[-1].startswith("fedmq: "):
@@ -246,26 +253,62 @@ class LocalFederation:
         except (ConnectError, StateError):
             return None
 
-    def wait(self, look: Callable[[Status], None], interval_s: float = 0.2) -> None:
+    def wait(
+        self,
+        look: Callable[[Status], None],
+        interval_s: float = 0.2,
+        *,
+        revived: Callable[[str], None] | None = None,
+    ) -> None:
         """Wait until the federation is finished and every child has ended.
 
         Parameters
         ----------
         look : callable
             Called with a status every `interval_s` seconds.
+        revived : callable, optional
+            Where it is given, a broker that somebody kills or stops is started again on its state folder, a few
+            times, and this is told why.
 
         Raises
         ------
         ProcessError
             When a child ended before its time.
         """
-        while self.check():
+        lives = LIVES if revived is not None else 1
+        while True:
+            if (
+                revived is not None
+                and lives > 1
+                and self.broker is not None
+                and self._was_cut_short(self.broker)
+            ):
+                lives -= 1
+                revived(f"the broker {self.broker.ending}, and is started again")
+                self.start_broker()
+                self._uneven_since = None
+            if not self.check():
+                return
             status = self.status()
             if status is not None:
                 look(status)
             ends = time.monotonic() + interval_s
-            while time.monotonic() < ends and self.check():
+            while time.monotonic() < ends:
                 time.sleep(WATCH_S)
+                if not self._all_run():
+                    break
+
+    def _all_run(self) -> bool:
+        return self.broker is not None and all(child.code is None for child in (self.broker, *self.workers))
+
+    def _was_cut_short(self, broker: Child) -> bool:
+        """Whether a broker was killed, or stopped before its federation had finished."""
+        from fedmq.broker.store.history import History
+
+        if broker.code is None or broker.code > 0:
+            return False
+        with History.open(self.state / "journal.db") as journal:
+            return broker.code < 0 or journal.summary()["finished"] is None
 
     def check(self) -> bool:
         """Whether the federation still runs.

@@ -83,7 +83,8 @@ def demo(
     never see. The same network is trained centrally, in a federation, and in a federation with differential
     privacy for every image, and measured on the same test images. Nothing is downloaded.
 
-    With --mode sync the model is the same, bit for bit, in every run with the same seed.
+    With --mode sync the model is the same, bit for bit, in every run with the same seed. Kill the broker while it
+    trains, if you like: it is started again, goes on where it was, and nothing changes.
 
     \b
     Example:

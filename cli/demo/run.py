@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import msgspec
 
 from fedmq.broker.store.history import History
@@ -150,7 +151,10 @@ class _Demo:
             show(Moment(note="starting a broker" if "privacy" not in tables else "calibrating the noise"))
             federation.start_broker()
             federation.start_workers(self._app, [self._node(i) for i in range(self._settings.workers)])
-            federation.wait(_Watch(self, federation.state, tables["stop"]["versions"], show))
+            federation.wait(
+                _Watch(self, federation.state, tables["stop"]["versions"], show),
+                revived=lambda why: click.echo(f"{name}: {why}", err=True),
+            )
             seconds = time.monotonic() - started
             made = _made(federation.state)
             accuracy = self.measure(federation.state, made.versions)

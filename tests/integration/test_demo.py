@@ -1,5 +1,6 @@
 """`fedmq demo` as it is typed, and the promise that a synchronous run gives the same model, whatever happens to it."""
 
+import functools
 import json
 import os
 import signal
@@ -155,6 +156,31 @@ def test_the_demo(tmp_path: Path) -> None:
     assert "ε = " in out
     assert "Trusted: the broker" in out
     assert list(scratch.iterdir()) == []
+
+
+def reached(state: Path, version: int) -> bool:
+    """Whether a federation has come to this version."""
+    made = (int(file.name[1:9]) for file in (state / "versions").glob("v*.safetensors"))
+    return max(made, default=-1) >= version
+
+
+def test_the_demo_goes_on_when_its_broker_dies(tmp_path: Path) -> None:
+    """Killed, and stopped in order, by somebody else: started again, and the model is that of a quiet run."""
+    digests = []
+    for name, signals in (("quiet", ()), ("disturbed", (signal.SIGKILL, signal.SIGTERM))):
+        figures, state = tmp_path / f"{name}.json", tmp_path / name / "federated" / "state"
+        process = demo("--mode", "sync", "--state", str(tmp_path / name), "--json", str(figures))
+        try:
+            for version, number in zip((3, 9), signals, strict=False):
+                wait_for(functools.partial(reached, state, version))
+                os.kill(int((state / "lock").read_text()), number)
+            _, err = process.communicate(timeout=100)
+        finally:
+            process.kill()
+        assert process.returncode == 0, err
+        assert err.count("is started again") == len(signals)
+        digests.append(json.loads(figures.read_text())["model_digest"])
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
