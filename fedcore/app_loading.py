@@ -142,7 +142,10 @@ def resolve_app(
             return app
     if _has_methods(target):
         return cast(ClientApp, target)
-    raise ClientAppError(f"{kind_of(target)} has no methods fit(weights, task) and evaluate(weights, task)")
+    raise ClientAppError(
+        f"{kind_of(target)} has no methods fit(weights, task) and evaluate(weights, task); one that only fits says so: "
+        'kinds = ("fit",)'
+    )
 
 
 def _adapted(target: object, node: dict[str, str], adapters: Sequence[Adapter]) -> ClientApp | None:

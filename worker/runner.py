@@ -5,9 +5,9 @@ Rules that hold here:
 - All of it happens in one thread, the caller's (`Worker.run`) or the runner's own (`Worker.start`). The
   I/O thread hands over a job and goes on; training never delays a heartbeat.
 - The app gets weights of its own, writable. The base stays mapped, and the delta is taken against that.
-- Whatever an app raises ends its task and nothing else. Its traceback goes to the worker's own log; the
-  broker is told the exception's type and place, because a message may quote the data. An app that wants to
-  tell the broker more raises `ClientAppError`, whose text is passed on.
+- Whatever an app raises ends its task and nothing else. It stands in the worker's own log, with its traceback
+  where that shows debug messages; the broker is told the exception's type and place, because a message may quote
+  the data. An app that wants to tell the broker more raises `ClientAppError`, whose text is passed on.
 - An update that is not finite never leaves: it would be refused, or worse.
 """
 
@@ -126,7 +126,9 @@ class Runner:
             Exception,
             SystemExit,
         ) as error:  # the app's own, whatever it is: the task ends, the worker lives on
-            log.exception("the client app raised", extra={"kind": task.kind, "version": task.version})
+            about = {"kind": task.kind, "version": task.version}
+            log.error("the client app raised %s: %s", _where(error), error, extra=about)
+            log.debug("where it came from", exc_info=error)
             return AppFailed(task.task, _where(error))
         except (
             BaseException
