@@ -166,7 +166,9 @@ def test_an_app_that_raises_costs_its_task_and_nothing_else(tmp_path: Path, zero
         w1 = f.start_worker("w1", "tiny:Broken", failures=1)
         f.wait_for_version(1)
         assert w1.code is None
-        assert "RuntimeError: the patient's name is in here" in log_of(w1)
+        assert "the client app raised RuntimeError in fit, tiny.py line" in log_of(w1)
+        assert "the patient's name is in here" in log_of(w1)
+        assert "Traceback" not in log_of(w1)
         assert f.broker is not None
         assert "RuntimeError in fit, tiny.py line" in log_of(f.broker)
         assert "patient" not in log_of(f.broker)
