@@ -3,8 +3,8 @@
 Rules that hold here:
 
 - Nothing blocks. What a peer does not take waits in that peer's own queue, in order, and is tried again.
-- Blocks go out of the mapped file without a copy. At most eight of a peer's are unsent; the next FETCH is
-  answered `busy`, so that unread FETCHes cannot pile up.
+- Blocks go out of the mapped file without a copy. The socket holds at most eight of a peer's; as many as it may ask
+  for at a time wait here, and the next FETCH is answered `busy`, so that unread FETCHes cannot pile up.
 - What arrives becomes a well-formed message or a `Violation`; no frame goes further undecoded.
 - A peer is a return address. A peer without a route is forgotten here, and reported once.
 - A peer that is dropped while its message is looked at loses its connection as well, a moment later, so that the
@@ -44,8 +44,8 @@ ZERO_COPY = 64 * 1024
 """From this size on, a frame is sent from where it lies."""
 OLDEST_ZMQ = (4, 3, 4)
 UNSENT_MAX = 2 * wire.FETCHES_MAX
-"""Blocks on their way to a peer. Twice what it may ask for at a time: libzmq tells that a block has left only
-some time after the peer could have read it, and asked for the next."""
+"""Blocks of a peer's that the socket may hold. libzmq tells that one has left only some time after the peer could
+have read it: so those beyond wait, and only who asks for more than `wire.FETCHES_MAX` at a time is ever `busy`."""
 RETRY_S = 0.005
 RETRY_MAX_S = 0.1
 UNREAD_MAX = 2048
@@ -89,6 +89,11 @@ class _Line:
     def __init__(self) -> None:
         self.queue: collections.deque[tuple[list[wire.Frame], int, bool]] = collections.deque()
         self.blocks: list[zmq.MessageTracker] = []
+
+    def unsent(self) -> int:
+        """Blocks that the socket holds."""
+        self.blocks = [tracker for tracker in self.blocks if not tracker.done]
+        return len(self.blocks)
 
 
 class _Dropped:
@@ -252,16 +257,12 @@ class Transport:
     def send_block(self, peer: Peer, version: int, offset: int, data: memoryview) -> None:
         """Send a BLOCK that lies in a mapped file, or `busy` when too many are unsent."""
         line = self._lines.get(peer)
-        if line is not None:
-            line.blocks = [tracker for tracker in line.blocks if not tracker.done]
-            unsent = len(line.blocks) + sum(is_block for _, _, is_block in line.queue)
-            if unsent >= UNSENT_MAX:
-                reason = f"{unsent} blocks are on their way already"
-                busy = wire.Error(
-                    ref=wire.Fetch.code, why="busy", reason=reason, version=version, offset=offset
-                )
-                self.send(peer, busy)
-                return
+        waiting = 0 if line is None else sum(is_block for _, _, is_block in line.queue)
+        if waiting >= wire.FETCHES_MAX:
+            reason = f"{waiting} blocks wait already"
+            busy = wire.Error(ref=wire.Fetch.code, why="busy", reason=reason, version=version, offset=offset)
+            self.send(peer, busy)
+            return
         block = wire.Block(version=version, offset=offset)
         self._post(peer, wire.encode(block, data), is_block=True)
 
@@ -530,15 +531,15 @@ class Transport:
             frames, size, is_block = line.queue[0]
             # The large frame alone is worth tracking; a short block is gone when it was copied.
             large = is_block and len(frames[-1]) >= ZERO_COPY
+            if large and line.unsent() >= UNSENT_MAX:
+                self._wait(peer, line)
+                return moved
             try:
                 tracker = self._socket.send_multipart(
                     [peer, *frames], zmq.NOBLOCK, copy=not large, track=large
                 )
             except zmq.Again:
-                if not self._waiting:
-                    self._retry_s = RETRY_S
-                    self._retry_at = time.monotonic() + RETRY_S
-                self._waiting[peer] = line
+                self._wait(peer, line)
                 return moved
             except zmq.ZMQError as error:
                 if error.errno != errno.EHOSTUNREACH:
@@ -555,10 +556,16 @@ class Transport:
         self._forget_if_idle(peer, line)
         return moved
 
+    def _wait(self, peer: Peer, line: _Line) -> None:
+        """Try again soon what the socket did not take, or may not hold yet."""
+        if not self._waiting:
+            self._retry_s = RETRY_S
+            self._retry_at = time.monotonic() + RETRY_S
+        self._waiting[peer] = line
+
     def _forget_if_idle(self, peer: Peer, line: _Line) -> None:
         """Keep nothing of a peer for which nothing waits: strangers that come and go must not fill the memory."""
-        line.blocks = [tracker for tracker in line.blocks if not tracker.done]
-        if not line.blocks and not line.queue:
+        if not line.unsent() and not line.queue:
             self._lines.pop(peer, None)
 
 

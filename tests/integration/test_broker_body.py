@@ -12,7 +12,7 @@ import pytest
 import xxhash
 import zmq
 
-from fedmq.broker import control, threads
+from fedmq.broker import control, threads, transport
 from fedmq.broker.body import Body
 from fedmq.broker.control import ControlServer
 from fedmq.broker.events import (
@@ -49,7 +49,7 @@ from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.threads import Commits, Halt, Notice, Service, Spooler, write_initial
-from fedmq.broker.transport import Transport, Wires
+from fedmq.broker.transport import UNSENT_MAX, Transport, Wires
 from fedmq.broker.watchdog import Watchdog
 from fedmq.fedcore import model_file, wire
 from fedmq.fedcore.errors import ConfigError, StateError
@@ -396,6 +396,21 @@ def test_a_peer_that_does_not_read_has_few_blocks_on_their_way(tmp_path: Path) -
                 assert (message.why, message.version, message.offset) == ("busy", 0, 0)
         assert kinds.count(wire.Block) >= 4
         assert kinds.count(wire.Error) >= 10
+
+
+def test_who_asks_for_no_more_than_it_may_is_never_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libzmq may hold for a while what was read already: the next four wait meanwhile, a fifth alone is refused."""
+    held = UNSENT_MAX
+    monkeypatch.setattr(transport._Line, "unsent", lambda line: held)
+    with Rig(tmp_path, Script()) as rig, talking(rig) as (dealer, peer):
+        model(rig.versions, 300_000)
+        do(rig, *(SendBlock(peer, 0, 0, BLOCK) for _ in range(wire.FETCHES_MAX + 1)))
+        assert not dealer.socket.poll(100)
+        held = 0
+        kinds = [type(dealer.receive()[0]) for _ in range(wire.FETCHES_MAX + 1)]
+        assert kinds == [wire.Block] * wire.FETCHES_MAX + [wire.Error]
 
 
 def test_nothing_is_kept_of_peers_that_have_gone(tmp_path: Path) -> None:
