@@ -368,9 +368,8 @@ class Session:
         if message.result == "accepted":
             self._counts["accepted"] += 1
             self._notify(Moment.UPDATE_ACCEPTED, **about)
-        elif (
-            message.result == "duplicate"
-        ):  # an ACK was lost before, or this worker was killed when it had come
+        elif message.result == "duplicate":
+            # An ACK was lost before, or this worker was killed when it had come.
             self._counts["accepted"] += 1
             self._notify(Moment.UPDATE_ACCEPTED, **about, result="duplicate")
         else:
