@@ -155,6 +155,9 @@ def test_without_a_descriptor_for_it_a_command_waits(tmp_path: Path, monkeypatch
                     raise OSError(number, os.strerror(number))
                 return listener.accept()
 
+            def fileno(self) -> int:
+                return listener.fileno()
+
             def close(self) -> None:
                 listener.close()
 
