@@ -192,15 +192,15 @@ class Body:
     def _guard(self) -> None:
         """Keep the memory that peers can make libzmq take within its limit."""
         now = time.monotonic()
-        step = self._watchdog.look(now, self._transport.connections)
+        step = self._watchdog.look(now, len(self._transport.connections))
         in_use = {"anonymous_mb": self._watchdog.level >> 20, "limit_mb": self._watchdog.limit >> 20}
         match step:
             case Step.NOTHING:
                 return
             case Step.CALM:
-                self._transport.trust()
+                self._transport.connections.trust()
             case Step.SUSPECT:
-                if cuts := self._transport.cut_unfinished():
+                if cuts := self._transport.connections.cut_unfinished():
                     self._watchdog.freed(now)
                     text = "connections cut that sent and sent and finished no message"
                     self._notes.write("warning", text, {"connections": cuts, **in_use})
@@ -216,12 +216,13 @@ class Body:
 
     def _say_who_was_turned_away(self) -> None:
         """More connections than descriptors for them: a line a minute says so."""
-        if self._transport.turned_away == self._turned_away:
+        connections = self._transport.connections
+        if connections.turned_away == self._turned_away:
             return
-        self._turned_away = self._transport.turned_away
+        self._turned_away = connections.turned_away
         fields = {
             "worker": None,  # with a reason, it is said once a minute
-            "reason": f"{self._transport.most} connections are open, and no more may be",
+            "reason": f"{connections.most} connections are open, and no more may be",
             "advice": "raise the limit on open files (ulimit -n)",
         }
         self._notes.write("warning", "connections turned away", fields)

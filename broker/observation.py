@@ -82,8 +82,8 @@ def pages(
 
 def _traffic(transport: Transport) -> Numbers:
     return {
-        "fedmq_connections": transport.connections,
-        "fedmq_connections_cut_total": transport.cuts,
+        "fedmq_connections": len(transport.connections),
+        "fedmq_connections_cut_total": transport.connections.cuts,
         "fedmq_rebinds_total": transport.rebinds,
         "fedmq_keys_refused_total": transport.refused,
         "fedmq_peers_waiting": transport.waiting,

@@ -8,9 +8,7 @@ Rules that hold here:
 - What arrives becomes a well-formed message or a `Violation`; no frame goes further undecoded.
 - A peer is a return address. A peer without a route is forgotten here, and reported once.
 - A peer that is dropped while its message is looked at loses its connection as well, a moment later, so that the
-  reason reaches it. What it sends meanwhile is thrown away unread.
-- A connection that finishes no message in its first seconds is cut: a worker says HELLO at once. Where connections
-  would leave no descriptors for files, it is cut sooner.
+  reason reaches it (`connections`). What it sends meanwhile is thrown away unread.
 - A peer that does not read what it is sent is dropped before its queue grows without end.
 - With CURVE, `auth` decides whose message it is. What a key sends that may not speak is never decoded.
 - Connections are counted, by the socket's monitor, so that an orderly end can wait until workers have hung up:
@@ -19,8 +17,6 @@ Rules that hold here:
 
 import collections
 import errno
-import math
-import socket as sockets
 import struct
 import time
 from collections.abc import Iterator
@@ -36,6 +32,7 @@ from fedmq.fedcore.keys import Pair
 from . import descriptors
 from .admission import Admission
 from .auth import Gate
+from .connections import Connections, DroppedPeers
 from .events import Event, Peer, Received, Violation
 
 RECEIVE_MAX = 64
@@ -51,17 +48,6 @@ RETRY_MAX_S = 0.1
 UNREAD_MAX = 2048
 """Messages that may wait for a peer, BLOCKs among them; one that reads nothing is given up. An honest worker's
 BEAT gets at most 1024 answers."""
-GRACE_S = 0.5
-"""A dropped peer has so long to read why."""
-IGNORED_MAX = 16
-"""A dropped peer that goes on sending is cut after so many messages."""
-MUTE_S = 20.0
-"""libzmq itself ends a handshake that takes more than ten seconds."""
-UNFINISHED_S = 0.1
-"""Connections are compared over at least so long before one is found to finish no message. At half a second the others
-lost twice as much to one that floods, is cut, and connects again: `python -m tests.hostile.slowdown more`."""
-LOOK_SHARE = 20
-"""A look at ten thousand connections takes a quarter of a second: it may cost a twentieth of the time."""
 REBIND_S = 30.0
 """How long a rebind tries to get its address back."""
 FRAMES_MAX = 4
@@ -96,18 +82,6 @@ class _Line:
         return len(self.blocks)
 
 
-class _Dropped:
-    """A peer that is not listened to any more."""
-
-    __slots__ = ("connection", "due", "ignored")
-
-    def __init__(self, due: float, connection: sockets.socket | None) -> None:
-        self.due = due
-        self.connection = connection
-        """A duplicate of its descriptor, until it is cut."""
-        self.ignored = 0
-
-
 class Transport:
     """The broker's socket.
 
@@ -124,12 +98,8 @@ class Transport:
         Where workers connect: the bound address, with the port that the system chose where it was asked to.
     bytes_up, bytes_down : int
         Bytes of frames from, and to, workers.
-    cuts : int
-        Connections that the broker has ended.
-    most : int
-        Connections that there may be; one more, and the one that has been mute for longest goes.
-    turned_away : int
-        How many went for that.
+    connections : Connections
+        All that are open, whosever they are.
     rebinds : int
         How many times the socket was closed and bound again.
     received, sent : list of int
@@ -148,9 +118,7 @@ class Transport:
             raise ConfigError(f"libzmq is {zmq.zmq_version()}; fedmq needs 4.3.4 or newer: upgrade pyzmq")
         self.bytes_up = 0
         self.bytes_down = 0
-        self.cuts = 0
         self.rebinds = 0
-        self.turned_away = 0
         self.received = [0] * _KINDS
         self.sent = [0] * _KINDS
         self.errors: dict[str, int] = {}
@@ -162,13 +130,6 @@ class Transport:
         self._retry_s = RETRY_S
         self._source: tuple[Peer, zmq.Frame] | None = None
         """Whose message is looked at, and a frame that knows its connection."""
-        self._dropped: dict[Peer, _Dropped] = {}
-        """Peers whose connections end soon, those that were dropped first in front."""
-        self._marks: dict[int, int] = {}
-        self._marked_at = 0.0
-        self._look_s = 0.0
-        self._heard: set[int] | None = None
-        """Connections that finished a message since they were marked, while that is of interest."""
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._gate = None if curve is None else Gate(self._context, *curve)
@@ -178,11 +139,8 @@ class Transport:
             self._context.destroy(linger=0)
             raise
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._port = int(self.endpoint.rpartition(":")[2]) if self.endpoint.startswith("tcp://") else 0
-        self._connections: set[int] = set()
-        self._mute: dict[int, float] = {}
-        """Connections that have not finished a message, the oldest first, and until when they may stay so."""
-        self.most = descriptors.room()
+        self.connections = Connections(self.endpoint, wires.block)
+        self._dropped = DroppedPeers(self.connections)
         self.watch(self._socket)
         self.watch(self._monitor)
         if self._gate is not None:
@@ -215,11 +173,11 @@ class Transport:
             except zmq.Again:
                 return
             peer = source.bytes
-            if self._mute or self._heard is not None:
-                self._hear(_descriptor_of(source))
+            if self.connections.listens:
+                self.connections.hear(_descriptor_of(source))
             if peer in self._dropped:
                 self._skip()
-                self._ignored(peer)
+                self._dropped.ignored(peer)
                 continue
             self._source = peer, source
             user, invited = None, False
@@ -275,43 +233,9 @@ class Transport:
         if peer in self._dropped:
             return
         if self._gate is not None:
-            self._dropped[peer] = _Dropped(time.monotonic() + GRACE_S, self._gate.hold(peer))
+            self._dropped.add(peer, self._gate.hold(peer))
         elif self._source is not None and self._source[0] == peer:
-            connection = descriptors.hold(_descriptor_of(self._source[1]))
-            self._dropped[peer] = _Dropped(time.monotonic() + GRACE_S, connection)
-
-    def cut_unfinished(self) -> int:
-        """End connections that take more than two messages' bytes and finish none; how many.
-
-        To be called again and again while it is suspected that there are some: the first call takes marks.
-        """
-        now = time.monotonic()
-        pause_s = max(UNFINISHED_S, LOOK_SHARE * self._look_s)
-        if self._heard is None or now - self._marked_at > 4 * pause_s:
-            self._heard, self._marks, self._marked_at = set(), {}, now
-        elif now - self._marked_at < pause_s:
-            return 0
-        self._marked_at = now
-        heard, self._heard = self._heard, set()
-        before, self._marks = self._marks, {}
-        most = 2 * (self._wires.block + wire.HEADER_MAX)
-        cuts = 0
-        for descriptor in self._connections if descriptors.is_supported(self.endpoint) else ():
-            received = descriptors.bytes_received(descriptor, self._port)
-            if received is None:
-                continue
-            mark = received if descriptor in heard else min(before.get(descriptor, received), received)
-            self._marks[descriptor] = mark
-            if received - mark > most and (connection := descriptors.hold(descriptor)) is not None:
-                descriptors.cut(connection)
-                cuts += 1
-        self.cuts += cuts
-        self._look_s = time.monotonic() - now
-        return cuts
-
-    def trust(self) -> None:
-        """Stop to watch for connections that finish no message."""
-        self._heard = None
+            self._dropped.add(peer, descriptors.hold(_descriptor_of(self._source[1])))
 
     def rebind(self) -> None:
         """Close the socket, with all that libzmq holds for anybody, and listen at the same address again.
@@ -323,12 +247,9 @@ class Transport:
         """
         self._lines.clear()
         self._waiting.clear()
-        self._connections.clear()
-        self._mute.clear()
+        self.connections.forget()
         self._source = None
-        self._heard = None
-        self._end_dropped(math.inf)
-        self._dropped.clear()
+        self._dropped.end_all()
         self._poller.unregister(self._socket)
         self._poller.unregister(self._monitor)
         # A listener is closed by libzmq's own thread, and an ipc one then removes its file: not the new one's.
@@ -346,12 +267,10 @@ class Transport:
 
     def retry(self) -> None:
         """Try again those peers that did not take what was sent, and end dropped ones, if it is time."""
-        if self._dropped or self._mute:
-            now = time.monotonic()
-            self._end_dropped(now)
-            while self._mute and next(iter(self._mute.values())) <= now:
-                self._cut_mute()
-        if not self._waiting or time.monotonic() < self._retry_at:
+        now = time.monotonic()
+        self._dropped.end(now)
+        self.connections.cut_mute(now)
+        if not self._waiting or now < self._retry_at:
             return
         moved = False
         for peer, line in list(self._waiting.items()):
@@ -380,11 +299,6 @@ class Transport:
         return not self._waiting
 
     @property
-    def connections(self) -> int:
-        """How many connections are open, whosever they are."""
-        return len(self._connections)
-
-    @property
     def refused(self) -> int:
         """Handshakes that ended because of their key."""
         return 0 if self._gate is None else self._gate.refused
@@ -398,8 +312,7 @@ class Transport:
         """Close the socket; give what it still holds `linger_s` to leave."""
         self._lines.clear()
         self._waiting.clear()
-        self._end_dropped(math.inf)
-        self._dropped.clear()
+        self._dropped.end_all()
         if not self._context.closed:
             self._socket.disable_monitor()
             self._monitor.close(linger=0)
@@ -453,31 +366,13 @@ class Transport:
             except zmq.Again:
                 break
             if event == zmq.EVENT_ACCEPTED:
-                self._connections.add(descriptor)
-                self._mute[descriptor] = time.monotonic() + MUTE_S
-                self._marks[descriptor] = 0
-                if len(self._connections) > self.most:
-                    self._cut_mute()  # files need descriptors too
-                    self.turned_away += 1
+                self.connections.opened(descriptor)
             elif event == zmq.EVENT_DISCONNECTED:
-                self._connections.discard(descriptor)
-                self._mute.pop(descriptor, None)
+                self.connections.closed(descriptor)
                 hung_up = True
         if hung_up:
             for peer, line in list(self._lines.items()):  # few: only those for which something waits
                 self._forget_if_idle(peer, line)
-
-    def _hear(self, descriptor: int) -> None:
-        """A connection has finished a message."""
-        self._mute.pop(descriptor, None)
-        if self._heard is not None:
-            self._heard.add(descriptor)
-
-    def _cut_mute(self) -> None:
-        """End the connection that has been mute for longest."""
-        oldest = next(iter(self._mute))
-        del self._mute[oldest]
-        self.cuts += descriptors.cut_at(oldest, self._port)
 
     def _skip(self) -> None:
         """Throw away the rest of a message."""
@@ -487,29 +382,6 @@ class Transport:
     def _forget(self, peer: Peer) -> None:
         self._lines.pop(peer, None)
         self._waiting.pop(peer, None)
-
-    def _end_dropped(self, now: float) -> None:
-        """Cut the connections of dropped peers whose time has come (the longest dropped stand first)."""
-        for peer, dropped in list(self._dropped.items()):
-            if dropped.due > now:
-                return
-            del self._dropped[peer]
-            if dropped.connection is not None:
-                self._end(peer, dropped.connection, now)
-
-    def _end(self, peer: Peer, connection: sockets.socket, now: float) -> None:
-        descriptors.cut(connection)
-        self.cuts += 1
-        # What libzmq has of it already may still come, and goes unread as well.
-        self._dropped[peer] = _Dropped(now + GRACE_S, None)
-
-    def _ignored(self, peer: Peer) -> None:
-        """A dropped peer has sent another message; one that floods on has no time to read why."""
-        dropped = self._dropped[peer]
-        dropped.ignored += 1
-        if dropped.ignored >= IGNORED_MAX and dropped.connection is not None:
-            del self._dropped[peer]
-            self._end(peer, dropped.connection, time.monotonic())
 
     def _post(self, peer: Peer, frames: list[wire.Frame], *, is_block: bool) -> None:
         line = self._lines.get(peer)
