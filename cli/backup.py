@@ -34,7 +34,8 @@ def backup(state: Path, out: Path, as_json: bool) -> None:
     it as safe as the original: it holds the model, updates of single workers, and keys.
 
     OUT must not be there, or be an empty folder. It appears when it is whole. To restore it, start a broker on it
-    (federation.state); STATE_DIR may also be the federation.toml.
+    (federation.state); STATE_DIR may also be the federation.toml. A copy that was killed leaves a folder .OUT.*
+    beside OUT, which may be deleted.
 
     \b
     Example:
