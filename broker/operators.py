@@ -4,8 +4,8 @@
 command    effect
 =========  ==========================================================================================
 status     what `status.report` says
-pause      no more tasks go out until `resume`; outlives a restart
-resume     tasks go out again
+pause      no more tasks go out until `resume`; outlives a restart. Answered with ``already`` where it is so
+resume     tasks go out again; likewise
 stop       drain, as SIGTERM does; with ``finish`` the federation ends for good
 evict      a worker is sent away, now and whenever it comes back; ``admit`` takes that back
 =========  ==========================================================================================
@@ -37,8 +37,9 @@ class Operators:
             case "status":
                 books.emit(Reply(event.token, status.report(books, now)))
             case "pause" | "resume":
-                books.paused = event.command == "pause"
-                books.commit(PauseRow(paused=books.paused), then=(reply,))
+                before, books.paused = books.paused, event.command == "pause"
+                told = Reply(event.token, {"ok": True, "already": before == books.paused})
+                books.commit(PauseRow(paused=books.paused), then=(told,))
                 books.look_at_all()
             case "stop":
                 if event.args.get("finish"):

@@ -36,6 +36,10 @@ def history(state: Path, style: str | None) -> None:
     if style == "json":
         click.echo(json.dumps(rows, indent=2))
         return
+    if not rows:  # in CSV as well: without a version there are no columns
+        if style is None:
+            click.echo("no version yet")
+        return
     flat = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     if style == "csv":

@@ -24,8 +24,8 @@ def pause(state: Path) -> None:
     Example:
       fedmq pause state
     """
-    _tell(state, "pause")
-    click.echo('paused; "fedmq resume" goes on')
+    already = _tell(state, "pause").get("already")
+    click.echo(f'{"paused already" if already else "paused"}; "fedmq resume" goes on')
 
 
 @click.command()
@@ -38,8 +38,8 @@ def resume(state: Path) -> None:
     Example:
       fedmq resume state
     """
-    _tell(state, "resume")
-    click.echo("resumed")
+    already = _tell(state, "resume").get("already")
+    click.echo("not paused" if already else "resumed")
 
 
 @click.command()
@@ -94,7 +94,7 @@ def admit(state: Path, worker: str) -> None:
     click.echo(f"admitted {worker}")
 
 
-def _tell(state: Path, command: str, **args: Any) -> None:
+def _tell(state: Path, command: str, **args: Any) -> dict[str, Any]:
     from fedmq.broker import control
 
-    control.request(state, command, **args)
+    return control.request(state, command, **args)

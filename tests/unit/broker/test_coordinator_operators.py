@@ -14,7 +14,7 @@ def test_a_pause_is_answered_when_it_is_durable() -> None:
     federation.hold = True
     assert federation.operate("pause") is None
     federation.commit()
-    assert federation.replies[1] == {"ok": True}
+    assert federation.replies[1] == {"ok": True, "already": False}
     federation.restart()
     assert federation.status()["state"] == "paused"
     assert federation.durable(PauseRow) == [PauseRow(paused=True)]
@@ -27,7 +27,8 @@ def test_while_paused_no_task_goes_out_and_updates_come_in() -> None:
     federation.operate("pause")
     assert worker.fit().result == "accepted"
     assert len(worker.tasks()) == 1
-    assert federation.operate("resume") == {"ok": True}
+    assert federation.operate("resume") == {"ok": True, "already": False}
+    assert federation.operate("resume") == {"ok": True, "already": True}
     assert len(worker.tasks()) == 2
 
 

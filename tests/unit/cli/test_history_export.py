@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from fedmq.broker.store.journal import Journal
+
 
 class TestHistory:
     def test_json_has_a_row_per_version(self, fedmq, state: Path) -> None:
@@ -29,6 +31,13 @@ class TestHistory:
         assert len(lines) == 4
         assert len({len(line) for line in lines}) == 1
         assert "federated.loss" in lines[0]
+
+    def test_no_version_yet(self, fedmq, tmp_path: Path) -> None:
+        """Said to people; nothing and an empty array to programs."""
+        Journal.open(tmp_path / "journal.db", "os").close()
+        assert fedmq("history", tmp_path) == (0, "no version yet\n", "")
+        assert fedmq("history", tmp_path, "--csv") == (0, "", "")
+        assert fedmq("history", tmp_path, "--json") == (0, "[]\n", "")
 
 
 class TestExport:

@@ -44,6 +44,15 @@ def test_pause_and_resume(fedmq, broker: Broker) -> None:
     assert look(fedmq, broker)["state"] == "stalled"
 
 
+def test_what_is_so_already_is_said(fedmq, broker: Broker) -> None:
+    """A second pause and a resume of nothing change nothing, and succeed."""
+    state = broker.config.federation.state
+    assert fedmq("resume", state) == (0, "not paused\n", "")
+    fedmq("pause", state)
+    assert fedmq("pause", state) == (0, 'paused already; "fedmq resume" goes on\n', "")
+    assert look(fedmq, broker)["state"] == "paused"
+
+
 def test_evicting_somebody_who_is_not_there(fedmq, broker: Broker) -> None:
     """It is refused in one line that lists who is."""
     code, out, err = fedmq("evict", broker.config.federation.state, "ward-3")
