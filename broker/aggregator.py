@@ -12,6 +12,7 @@ Rules that hold here:
   again after a crash.
 - Memory is a few tiles, whatever the rule. Payloads, the previous version and the optimizer's state are read
   through maps; the next files are written as they come.
+- FedAsync mixes in the model that its one update was trained from: that version's file is kept for it (`Config.reach`).
 - Nothing is visible until everything is durable (`VersionWriter.commit`); the journal names it afterwards.
 - Under privacy an update that is not finite counts as zero and keeps its slot: who is in a buffer must not
   depend on data. Without privacy such an update was never accepted.
@@ -19,7 +20,7 @@ Rules that hold here:
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -185,7 +186,6 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
     if (layout.digest, layout.n) != (job.base.layout, job.base.n):
         raise StateError(f"{versions.path(job.base.version)} does not have the layout that the journal says")
     optimizer = optimizers.make(job.optimizer)
-    tau_max = max((row.tau for row in job.rows), default=0)
     base = layout.flat(file)
     states = {slot: _state(versions, job.base.version, slot, layout.n) for slot in optimizer.slots}
     rule = robust.make(job.rule)
@@ -203,6 +203,7 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
     )
     combination = None if job.release is not None else rule.prepare(buffer)
     frac_bits, divisor = _terms(job, buffer, combination)
+    step = _step(job, optimizer, versions, divisor)
     kept = (*optimizer.slots, PREVIOUS) if rule.seeded else optimizer.slots
     norm = kernels.Norm("f32")
     delta = np.empty(min(tile, layout.n), np.float32)
@@ -218,7 +219,7 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
             norm.update(d.data)
             params = base[start:stop].copy()
             state = {slot: array[start:stop].copy() for slot, array in states.items()}
-            optimizer.apply(params, [*state.values()], d, step=version, tau_max=tau_max, threads=job.threads)
+            step(params, [*state.values()], d, slice(start, stop))
             if not np.isfinite(params).all():
                 raise StateError(
                     f"version {version} would not be finite: the federation has diverged; start again with a "
@@ -245,6 +246,25 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
         seconds=time.monotonic() - started,
         sigma=job.release.sigma if job.release else 0.0,
         noise_key=job.release.key if job.release else None,
+    )
+
+
+def _step(
+    job: FoldJob,
+    optimizer: optimizers.ServerOptimizer | optimizers.Mixing,
+    versions: VersionStore,
+    divisor: float | None,
+) -> Callable[[Flat, Sequence[Flat], Flat, slice], None]:
+    """What moves a tile of the model: called with it, its state, the combined update and where it lies."""
+    if isinstance(optimizer, optimizers.Mixing):
+        (row,) = job.rows
+        assert divisor is not None
+        origin = versions.layout(row.base).flat(patiently(lambda: versions.file(row.base)))
+        share = row.weight / divisor
+        return lambda params, state, d, at: optimizer.apply(params, d, origin[at], share=share)
+    tau_max = max((row.tau for row in job.rows), default=0)
+    return lambda params, state, d, at: optimizer.apply(
+        params, state, d, step=job.base.version + 1, tau_max=tau_max, threads=job.threads
     )
 
 

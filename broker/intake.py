@@ -219,6 +219,8 @@ class Intake:
         if isinstance(books.plan, AsyncPlan):
             if books.buffer.number - offer.base > books.max_staleness:
                 return "stale", f"base: missed more than {books.max_staleness} versions"
+            if books.config.reach and offer.base not in books.kept:  # its file was lost: nothing to mix in
+                return "stale", "base: the file of that version is gone"
         elif offer.base != books.buffer.number or not books.plan.wants(worker.id, books.buffer):
             return "stale", "the round is over, or has this worker's update"
         if offer.layout != info.layout:

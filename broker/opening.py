@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from fedmq.fedcore.config import AsyncMode, Change, Config, UserRule, check_minimum
-from fedmq.fedcore.errors import ConfigError, ModelError
+from fedmq.fedcore.errors import ConfigError, ModelError, StateError
 from fedmq.fedcore.privacy.mechanisms import RecordLevel
 from fedmq.fedcore.strategy import robust
 
@@ -78,6 +78,7 @@ def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack
         )  # it had ended for another reason; this one may lie further on
     max_staleness = config.mode.max_staleness if isinstance(config.mode, AsyncMode) else 0
     recovered = journal.recover(max_staleness, versions.versions())
+    _check_bases(config, versions, recovered)
     spool.delete(_unwanted(config, journal, spool, recovered, max_staleness))
     return Storage(
         journal=journal,
@@ -101,6 +102,30 @@ def _check_rule(config: Config) -> None:
     if isinstance(rule, UserRule):
         minimum = robust.make(rule).minimum
         check_minimum(config, rule.app, minimum, f"its minimum, {minimum} updates")
+
+
+def _check_bases(config: Config, versions: VersionStore, recovered: Recovered) -> None:
+    """Read the older versions that updates are mixed in with (FedAsync).
+
+    One that is gone is missed only where an accepted update needs it: others that were trained from it are stale.
+
+    Raises
+    ------
+    StateError
+        When one is damaged, or gone and needed.
+    """
+    current = max((info.version for info in recovered.versions), default=0)
+    waiting = {row.base for row in (*recovered.frozen, *recovered.open)}
+    for info in recovered.versions:
+        if not current - config.reach <= info.version < current:
+            continue
+        if info.version in recovered.kept:
+            versions.verify(info.version, size=info.size, digest=info.digest)
+        elif info.version in waiting:
+            raise StateError(
+                f"{versions.path(info.version)} is missing, but an update that was accepted is to be mixed in with it; "
+                "restore the state folder as a whole"
+            )
 
 
 def _initial(config: Config, folder: Path, versions: VersionStore) -> VersionInfo:

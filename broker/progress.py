@@ -391,9 +391,10 @@ class Progress:
             books.discard(task)
 
     def _collect(self) -> None:
-        """Delete files of versions that nothing needs: see `[storage] keep`."""
+        """Delete files of versions that nothing needs: see `[storage] keep`, and `Config.reach`."""
         books = self._books
-        needed = {v for v in books.kept if v > books.version - books.config.storage.keep}
+        latest = max(books.config.storage.keep, books.config.reach + 1)
+        needed = {v for v in books.kept if v > books.version - latest}
         needed |= {version for _, version in books.best.values()}
         needed |= {held.version for worker in books.workers.holders() for held in worker.held.values()}
         if books.evaluation is not None:

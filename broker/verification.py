@@ -76,7 +76,7 @@ def verify(state: str | Path) -> Iterator[Verdict]:
                 master_key=b"" if private is None else (state / "keys" / "noise").read_bytes(),
             )
             made = fold(job, again, spool)
-            again.delete((base.version,))
+            again.delete((base.version - config.reach,))
             base = made.info
             yield Verdict(entry["version"], len(rows), entry["digest"], base.digest.hex())
 

@@ -5,8 +5,9 @@ anything is copied, because the broker collects files that it needs no longer. R
 
 - The copy is whole or not there: it is written aside, made durable, and renamed.
 - A file is copied with its mode, and what the journal says of it (size, digest) is checked on the way.
-- The current version, the optimizer's state and the payloads that are in no version yet must be in it. One that was
-  collected before it could be opened means that the journal has moved on: it is taken again, a few times.
+- The current version, the optimizer's state, the payloads that are in no version yet and, for FedAsync, the versions
+  that these were trained from must be in it. One that was collected before it could be opened means that the journal
+  has moved on: it is taken again, a few times.
 - Nothing in the state folder is written, and the broker is never kept waiting.
 
 Restoring is starting a broker on the copy. What that forgets is everything after `Summary.taken_at`: that cannot be
@@ -261,10 +262,14 @@ def _find(journal: sqlite3.Connection, state: Path, current: int | None, found: 
     """Everything that the snapshot names: what is collected soonest first."""
     payload = "SELECT task, size, digest FROM updates WHERE NOT inlined"
     if current is not None:
-        for slot in optimizers.make(configs.load(state / "config.toml").optimizer).slots if current else ():
+        settings = configs.load(state / "config.toml")
+        for slot in optimizers.make(settings.optimizer).slots if current else ():
             found.need(f"versions/v{current:08d}.{slot}.f32")
         about = {row[0]: row[1:] for row in journal.execute("SELECT version, size, digest FROM versions")}
         found.need(f"versions/v{current:08d}.safetensors", *about.pop(current))
+        bases = "SELECT DISTINCT base FROM updates WHERE buffer >= ? AND base < ?"
+        for (base,) in journal.execute(bases, (current, current)) if settings.reach else ():
+            found.need(f"versions/v{base:08d}.safetensors", *about.pop(base))
         for task, size, digest in journal.execute(f"{payload} AND buffer >= ?", (current,)):
             found.need(f"spool/{task.hex()}", size, digest)
         for version in reversed(versions_in(state / "versions")):

@@ -122,7 +122,9 @@ class _Server:
         self.layout = Layout.of(weights)
         self.flat = flatten(self.layout, weights)
         self.version = 0
-        self._optimizer = optimizers.make(table)
+        optimizer = optimizers.make(table)
+        assert isinstance(optimizer, optimizers.ServerOptimizer)
+        self._optimizer = optimizer
         self._state = self._optimizer.init(self.layout.n)
 
     def weights(self) -> Weights:

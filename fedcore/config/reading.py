@@ -29,6 +29,7 @@ from .tables import (
     AsyncMode,
     Config,
     Fadas,
+    FedAsync,
     Model,
     Momentum,
     Privacy,
@@ -40,7 +41,7 @@ from .tables import (
 TASK_MAX = 32 * 1024  # bytes of [task] as msgpack: it rides in a header of at most 64 KiB
 VARIANTS: dict[str, dict[str, type[Struct]]] = {
     "mode": {t.kind: t for t in (AsyncMode, SyncMode)},
-    "optimizer": {t.kind: t for t in (Sgd, Momentum, Adagrad, Adam, Yogi, Fadas)},
+    "optimizer": {t.kind: t for t in (Sgd, Momentum, Adagrad, Adam, Yogi, Fadas, FedAsync)},
     "aggregate.rule": RULES,
 }
 DEFAULT_KINDS = {"mode": AsyncMode.kind, "optimizer": Sgd.kind, "aggregate.rule": Mean.kind}

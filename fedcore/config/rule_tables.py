@@ -5,7 +5,7 @@
     rule = "my_rules:SignVote"                     # "module:attribute"
 
 Each rule says here how many updates it needs at least (`minimum`) and what else of the file it holds to
-(`uniform`, `one_per_worker`); `tables` checks it. What the rules compute stands in `strategy.robust`.
+(`most`, `uniform`, `one_per_worker`); `tables` checks it. What the rules compute stands in `strategy.robust`.
 """
 
 import math
@@ -33,6 +33,10 @@ __all__ = [
 _Byzantine = Annotated[int, Meta(ge=1, description="f: so many of the updates may be anything at all.")]
 
 
+PAIRS_MOST = 1000
+"""Updates among which all distances are taken: 8 MB of them. Among 100,000 they would be 80 GB."""
+
+
 class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     """What all rules have in common."""
 
@@ -43,6 +47,8 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     """The rule outvotes a minority of *updates*: no worker may have two of them."""
     needs: ClassVar[str] = "three updates: a majority of fewer outvotes nobody"
     """Why it takes `minimum` updates."""
+    most: ClassVar[int | None] = None
+    """The most updates that a buffer may hold, where the rule compares each with every other."""
 
     @property
     def minimum(self) -> int:
@@ -119,6 +125,7 @@ class Krum(_Table, frozen=True, kw_only=True, tag_field="kind", tag="krum"):
     """The one update that is closest to its neighbours."""
 
     kind: ClassVar[str] = "krum"
+    most: ClassVar[int | None] = PAIRS_MOST
     needs: ClassVar[str] = "2 x byzantine + 3 updates"
 
     byzantine: _Byzantine
@@ -133,6 +140,7 @@ class MultiKrum(_Table, frozen=True, kw_only=True, tag_field="kind", tag="multi_
     """The mean of the updates that are closest to their neighbours."""
 
     kind: ClassVar[str] = "multi_krum"
+    most: ClassVar[int | None] = PAIRS_MOST
     needs: ClassVar[str] = "2 x byzantine + 3 and selected + byzantine + 2 updates"
 
     byzantine: _Byzantine
@@ -150,6 +158,7 @@ class Bulyan(_Table, frozen=True, kw_only=True, tag_field="kind", tag="bulyan"):
     """Krum, again and again, then a trimmed mean around the median of those chosen."""
 
     kind: ClassVar[str] = "bulyan"
+    most: ClassVar[int | None] = PAIRS_MOST
     needs: ClassVar[str] = "4 x byzantine + 3 updates"
 
     byzantine: _Byzantine
@@ -192,6 +201,7 @@ class UserRule(Struct, frozen=True):
     kind: ClassVar[str] = ""
     uniform: ClassVar[bool] = True
     one_per_worker: ClassVar[bool] = False
+    most: ClassVar[int | None] = None
 
 
 Rule = (

@@ -235,7 +235,16 @@ class Fadas(Table, frozen=True, tag_field="kind", tag="fadas"):
     delay_threshold: Annotated[int, Meta(ge=1, description="With staler updates the step shrinks.")] = 5
 
 
-Optimizer = Sgd | Momentum | Adagrad | Adam | Yogi | Fadas
+class FedAsync(Table, frozen=True, tag_field="kind", tag="fedasync"):
+    """w = (1 - a) w + a x with a = alpha * s(missed): each trained model x is mixed in by itself (FedAsync)."""
+
+    kind: ClassVar[str] = "fedasync"
+    alpha: Annotated[
+        float, Meta(gt=0, le=1, description="How far a fresh update moves the model to what was trained.")
+    ] = 0.6
+
+
+Optimizer = Sgd | Momentum | Adagrad | Adam | Yogi | Fadas | FedAsync
 
 
 class Evaluate(Table, frozen=True):
@@ -401,6 +410,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check_mode(self)
+        _check_fedasync(self)
         _check_privacy(self)
         _check_rule(self)
         _check_network(self)
@@ -409,6 +419,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 f"stop.{'target' if self.stop.metric else 'metric'} is missing; "
                 "stop.metric and stop.target go together"
             )
+
+    @property
+    def reach(self) -> int:
+        """How far behind the current version a model is still needed: FedAsync mixes in an update with its base."""
+        if isinstance(self.optimizer, FedAsync) and isinstance(self.mode, AsyncMode):
+            return self.mode.max_staleness
+        return 0
 
 
 def lower_is_better(metric: str) -> bool:
@@ -435,6 +452,28 @@ def _check_mode(config: Config) -> None:
         raise ConfigError(
             f"mode.over_selection is {mode.over_selection:g}; it needs mode.clients_per_round, "
             "which is 0 and asks everybody already"
+        )
+
+
+def _check_fedasync(config: Config) -> None:
+    """Hold the rest of the file to one update a version, which is all that FedAsync is defined for."""
+    if not isinstance(config.optimizer, FedAsync):
+        return
+    mode, rule = config.mode, name_of(config.aggregate.rule)
+    needs: list[tuple[str, object, object, str]] = [
+        ("mode.kind", mode.kind, "async", "it mixes in one update after the other, and a round is of many"),
+        ("mode.buffer", getattr(mode, "buffer", 1), 1, "each update makes a version"),
+        ("aggregate.rule", rule, "mean", "one update has no others to be compared with"),
+    ]
+    for key, holds, must, why in needs:
+        if holds != must:
+            raise ConfigError(
+                f'{key} is {_show(holds)}; with optimizer.kind "fedasync" it must be {_show(must)}: {why}'
+            )
+    if config.privacy is not None:
+        raise ConfigError(
+            'optimizer.kind is "fedasync"; with [privacy] it must be another: a version is made of one update, and '
+            "noise that hides all of it leaves nothing to learn from"
         )
 
 
@@ -470,16 +509,26 @@ def _check_rule(config: Config) -> None:
     name = name_of(rule)
     if not isinstance(rule, UserRule):
         check_minimum(config, name, rule.minimum, rule.needs)
-    if rule.uniform and config.aggregate.weight != "uniform":
+    largest = mode.buffer if isinstance(mode, AsyncMode) else mode.clients_per_round
+    if rule.most is not None and largest > rule.most:
+        key = "mode.buffer" if isinstance(mode, AsyncMode) else "mode.clients_per_round"
         raise ConfigError(
+            f'{key} is {largest}; with aggregate.rule "{name}" it may be at most {rule.most}: it compares every '
+            "update with every other"
+        )
+    wrong = []  # both at once: who changes the rule in a file that names every key meets both
+    if rule.uniform and config.aggregate.weight != "uniform":
+        wrong.append(
             f'aggregate.weight is "{config.aggregate.weight}"; with aggregate.rule "{name}" it must be "uniform": '
             "how many examples a worker has is its own claim"
         )
     if rule.one_per_worker and isinstance(mode, AsyncMode) and not mode.one_per_worker:
-        raise ConfigError(
+        wrong.append(
             f'mode.one_per_worker is false; with aggregate.rule "{name}" it must be true: '
             "one worker could be the majority of a buffer"
         )
+    if wrong:
+        raise ConfigError("; and ".join(wrong))
 
 
 def check_minimum(config: Config, rule: str, minimum: int, needs: str) -> None:

@@ -8,10 +8,13 @@ formulas stand with the kernels; here is what surrounds them:
 * What depends on the whole step (bias correction, how late the updates were) enters through the rate alone, so
   that the tiles of one step agree.
 
+FedAsync is the exception: it needs neither state nor kernel, but the model that its update was trained from
+(`Mixing`).
+
 References
 ----------
 Reddi et al., *Adaptive Federated Optimization*, arXiv:2003.00295; Hsu et al. (FedAvgM), arXiv:1909.06335;
-Wang et al. (FADAS), arXiv:2407.18365.
+Wang et al. (FADAS), arXiv:2407.18365; Xie et al. (FedAsync), arXiv:1903.03934.
 """
 
 import math
@@ -24,9 +27,12 @@ from numpy.typing import NDArray
 
 from .. import config, kernels
 
-__all__ = ["ServerOptimizer", "make"]
+__all__ = ["Mixing", "ServerOptimizer", "make"]
 
 Flat = NDArray[np.float32]
+
+_PIECE = 16 * 1024
+"""Elements that `Mixing` has in float64 at a time."""
 
 
 class ServerOptimizer(msgspec.Struct, frozen=True):
@@ -92,7 +98,61 @@ class ServerOptimizer(msgspec.Struct, frozen=True):
         function(params, *state, delta, lr=self.rate(step, tau_max), threads=threads, **self.hyper)
 
 
-def make(table: config.Optimizer) -> ServerOptimizer:
+class Mixing(msgspec.Struct, frozen=True):
+    """FedAsync: w ← (1 − α s) w + α s x, where x = b + Δ is what a worker trained from its base b.
+
+    It is computed as w + α (s Δ + s (b − w)): s Δ is the combined update, of an exact sum like any other, and what
+    b − w adds is zero for a fresh update. In float64, elementwise, rounded to float32 once; numpy for both backends
+    of the kernels, so that they give the same bits.
+
+    Parameters
+    ----------
+    alpha : float
+        α in (0, 1].
+
+    Examples
+    --------
+    >>> w, base, d = (np.full(1, value, np.float32) for value in (4.0, 2.0, 0.5))
+    >>> Mixing(0.5).apply(w, d, base, share=0.5)  # x = 3, and a quarter of the way from 4 to it
+    >>> w.tolist()
+    [3.75]
+    """
+
+    alpha: float
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """It keeps no state."""
+        return ()
+
+    def apply(self, params: Flat, delta: Flat, base: Flat, *, share: float) -> None:
+        """Mix one update in, in place, on a whole model or on the same tile of everything.
+
+        Parameters
+        ----------
+        params : float32[n]
+            The model w, changed in place.
+        delta : float32[n]
+            The combined update, s Δ.
+        base : float32[n]
+            The model b that the update was trained from.
+        share : float
+            s, the update's weight over the denominator.
+        """
+        with np.errstate(over="ignore"):
+            for start in range(0, len(params), _PIECE):
+                at = slice(start, start + _PIECE)
+                w = params[at].astype(np.float64)
+                step = base[at].astype(np.float64)
+                step -= w
+                step *= share
+                step += delta[at]
+                step *= self.alpha
+                w += step
+                params[at] = w
+
+
+def make(table: config.Optimizer) -> ServerOptimizer | Mixing:
     """The optimizer that the ``[optimizer]`` table describes.
 
     Examples
@@ -103,18 +163,19 @@ def make(table: config.Optimizer) -> ServerOptimizer:
     >>> optimizer.slots, params.tolist()
     (('velocity',), [0.5, 0.5])
     """
-    lr = table.lr
     match table:
-        case config.Sgd():
+        case config.FedAsync():
+            return Mixing(table.alpha)
+        case config.Sgd(lr=lr):
             return ServerOptimizer("sgd_", (), _constant(lr))
-        case config.Momentum():
+        case config.Momentum(lr=lr):
             return ServerOptimizer("momentum_", ("velocity",), _constant(lr), {"beta": table.beta})
-        case config.Adagrad():
+        case config.Adagrad(lr=lr):
             return ServerOptimizer("adagrad_", ("v",), _constant(lr), {"eps": table.eps})
-        case config.Adam() | config.Yogi():
+        case config.Adam(lr=lr) | config.Yogi(lr=lr):
             rate = _corrected(lr, table.beta1, table.beta2) if table.bias_correction else _constant(lr)
             return ServerOptimizer(f"{table.kind}_", ("m", "v"), rate, _moments(table))
-        case config.Fadas():
+        case config.Fadas(lr=lr):
             rate = _delayed(lr, table.delay_threshold)
             return ServerOptimizer("fadas_", ("m", "v", "vhat"), rate, _moments(table))
         case _:

@@ -153,6 +153,39 @@ def test_a_run_equals_its_recomputation(
         assert len(taus) > 1, "nothing was stale: this shows little"
 
 
+def test_fedasync_equals_its_recomputation(tmp_path: Path) -> None:
+    """Each version is (1 − α_τ) w + α_τ x, with the base that its row names; killed and started again in between."""
+    tables: Tables = {
+        "mode": {"kind": "async", "buffer": 1, "concurrency": 8, "max_staleness": 6},
+        "aggregate": {"weight": "examples"},
+        "optimizer": {"kind": "fedasync", "alpha": 0.6},
+        "storage": {"keep_payloads": True},
+        "stop": {"versions": 16},
+    }
+    with Federation(tmp_path, tables) as f:
+        f.start_broker()
+        with f.together():
+            for number, delay in ((1, 0.004), (2, 0.01), (3, 0.04)):
+                f.start_worker(f"w{number}", number=number, n=20_000, delay=delay)
+        f.wait_for_version(4)
+        f.stop_broker(signal.SIGKILL)
+        f.start_broker()
+        f.finish()
+        assert f.cli("verify").splitlines()[-1] == "16 versions recomputed, all with the same bytes"
+        taus = set()
+        for version in range(1, 17):
+            (row,) = f.updates(version)
+            taus.add(row["tau"])
+            d, _, denominator = combined([row], tables)
+            w, base = (f.weights(v).astype(np.float64) for v in (version - 1, row["base"]))
+            share = row["weight"] / denominator
+            mixed = (w + 0.6 * (share * (base - w) + d)).astype(np.float32)
+            assert mixed.tobytes() == f.weights(version).tobytes(), f"version {version}"
+            a, x = 0.6 * share, base + decoded(row["payload"], row["encoding"])
+            np.testing.assert_allclose(mixed, (1 - a) * w + a * x, rtol=0, atol=1e-5)
+        assert len(taus) > 1, "nothing was stale: this shows little"
+
+
 ROBUST: list[Any] = [
     "median",
     {"kind": "trimmed_mean", "trim": 0.34},

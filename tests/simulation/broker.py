@@ -222,6 +222,7 @@ class Broker(Process):
             self._apply([(VersionRow(info=write_initial(self._versions, file, config.model.max_bytes)),)])
         staleness = config.mode.max_staleness if isinstance(config.mode, AsyncMode) else 0
         recovered = self._journal.recover(staleness, self._versions.versions())
+        opening._check_bases(config, self._versions, recovered)
         unwanted = opening._unwanted(config, self._journal, self._spool, recovered, staleness)
         self._spool.delete(sorted(unwanted))
         self._begin_mind(recovered, now)

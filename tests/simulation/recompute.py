@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.broker.rows import AcceptRow, VersionRow
-from fedmq.fedcore.config import Config, Mean
+from fedmq.fedcore.config import Config, FedAsync, Mean
 from fedmq.fedcore.kernels import reference
 from fedmq.fedcore.kernels.reference_noise import normals
 from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel
@@ -66,11 +66,29 @@ class Chain:
         first, last = flat_run(base)
         delta = self._before = self._combined(made, rows, payloads, (last - first) // 4)
         params = np.frombuffer(base[first:last], "<f4").copy()
+        self._step(version, params, delta, made, rows)
+        self.files[version] = base[:first] + params.astype("<f4").tobytes() + base[last:]
+
+    def _step(
+        self, version: int, params: F32, delta: F32, made: VersionRow, rows: Sequence[AcceptRow]
+    ) -> None:
+        if isinstance(self._config.optimizer, FedAsync):
+            (row,) = rows
+            assert made.denominator is not None
+            base = self.files[row.base]
+            first, last = flat_run(base)
+            origin = np.frombuffer(base[first:last], "<f4").tolist()
+            alpha, share = self._config.optimizer.alpha, row.weight / made.denominator
+            params[:] = [
+                w + alpha * (share * (b - w) + d)
+                for w, b, d in zip(params.tolist(), origin, delta.tolist(), strict=True)
+            ]
+            return
         tau_max = max((row.tau for row in rows), default=0)
+        assert isinstance(self._optimizer, optimizers.ServerOptimizer)
         kernel = getattr(reference, self._optimizer.kernel)
         lr = self._optimizer.rate(version, tau_max)
         kernel(params, *self._state, delta, lr=lr, **self._optimizer.hyper)
-        self.files[version] = base[:first] + params.astype("<f4").tobytes() + base[last:]
 
     def _combined(
         self, made: VersionRow, rows: Sequence[AcceptRow], payloads: Mapping[bytes, bytes], n: int

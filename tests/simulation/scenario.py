@@ -16,6 +16,8 @@ from fedmq.fedcore.config import (
     Config,
     Evaluate,
     Fadas,
+    FedAsync,
+    Mean,
     Median,
     Model,
     Momentum,
@@ -119,6 +121,7 @@ def draw(seed: int) -> Scenario:
     if not private:
         # With its own dice: a seed is the federation that it was before there were rules.
         config = _with_rule(random.Random(f"rule of {seed}"), config)
+        config = _with_mixing(random.Random(f"mixing of {seed}"), config)
     return Scenario(
         seed=seed,
         kind="draw",
@@ -204,6 +207,18 @@ def _with_rule(rng: random.Random, config: Config) -> Config:
     weight = "uniform" if rule.uniform else config.aggregate.weight
     aggregate = msgspec.structs.replace(config.aggregate, rule=rule, weight=weight)
     return msgspec.structs.replace(config, aggregate=aggregate)
+
+
+def _with_mixing(rng: random.Random, config: Config) -> Config:
+    """Now and then an asynchronous federation by its means as FedAsync, one update a version."""
+    mode = config.mode
+    if not isinstance(mode, AsyncMode) or config.aggregate.rule != Mean() or rng.random() < 0.5:
+        return config
+    return msgspec.structs.replace(
+        config,
+        mode=msgspec.structs.replace(mode, buffer=1),
+        optimizer=FedAsync(alpha=rng.choice((0.6, 1.0))),
+    )
 
 
 def _optimizer(rng: random.Random) -> Optimizer:

@@ -104,6 +104,8 @@ class Federation:
         self.rows: list[Row] = list(first if rows is None else rows)
         self.now = 100.0
         self._lives = 0
+        self.lost: set[int] = set()
+        """Versions whose files are not there at the next start."""
         self.spool: dict[bytes, bytearray] = {}
         self._encodings: dict[bytes, str] = {}
         self._begin()
@@ -217,7 +219,7 @@ class Federation:
         journal = Journal.open(":memory:", "os", wall=lambda: self.now, clock=lambda: self.now)
         journal.apply(self.rows)
         mode = self.config.mode
-        versions = [row.info.version for row in self.durable(VersionRow)]
+        versions = {row.info.version for row in self.durable(VersionRow)} - self.lost
         recovered = journal.recover(mode.max_staleness if isinstance(mode, AsyncMode) else 0, versions)
         journal.close()
         return recovered

@@ -56,8 +56,8 @@ class Folder:
         self.journal.apply([*rows, VersionRow(info=info, privacy_steps=int(version > 0))])
         self.store.delete_states_before(version - 1)
 
-    def accept(self, task: bytes, buffer: int, *, inline: bool) -> None:
-        """One more update."""
+    def accept(self, task: bytes, buffer: int, *, inline: bool, base: int | None = None) -> None:
+        """One more update, fresh unless it has another base."""
         payload = np.ones(N, np.float32).tobytes()
         if not inline:
             (self.path / "spool" / task.hex()).write_bytes(payload)
@@ -66,9 +66,9 @@ class Folder:
                 AcceptRow(
                     task=task,
                     worker="w",
-                    base=buffer,
+                    base=buffer if base is None else base,
                     buffer=buffer,
-                    tau=0,
+                    tau=0 if base is None else buffer - base,
                     weight=1.0,
                     examples=1,
                     norm=1.0,

@@ -196,6 +196,21 @@ class TestErrors:
                 "stop.metric is missing; stop.metric and stop.target go together",
             ),
             (
+                "[optimizer]\nkind = 'fedasync'",
+                'mode.buffer is 10; with optimizer.kind "fedasync" it must be 1: each update makes a version',
+            ),
+            (
+                "[optimizer]\nkind = 'fedasync'\n[mode]\nkind = 'sync'",
+                'mode.kind is "sync"; with optimizer.kind "fedasync" it must be "async": it mixes in one update after '
+                "the other, and a round is of many",
+            ),
+            (
+                "[optimizer]\nkind = 'fedasync'\n[mode]\nbuffer = 1\n[aggregate]\n"
+                "rule = {kind = 'norm_bound', max_norm = 1.0}",
+                'aggregate.rule is "norm_bound"; with optimizer.kind "fedasync" it must be "mean": one update has no '
+                "others to be compared with",
+            ),
+            (
                 "[federation]\nbind = 'tcp://0.0.0.0:5560'",
                 'federation.bind is "tcp://0.0.0.0:5560", which others can reach; set security.keys, so that '
                 "only workers that you allow can join, or security.insecure = true (or --insecure) to let anybody "
@@ -302,6 +317,33 @@ class TestPrivacy:
         """A file that contradicts it is refused by the name of the key."""
         changed = PRIVATE | {table: {**PRIVATE.get(table, {}), key: value}}
         assert error(changed).startswith(f"{table}.{key} is ")
+
+
+class TestFedAsync:
+    def test_its_bases_are_within_reach(self) -> None:
+        """As long as an update may have missed versions, and not at all for other optimizers."""
+        mixing = config.parse("[mode]\nbuffer = 1\nmax_staleness = 7\n[optimizer]\nkind = 'fedasync'")
+        assert mixing.optimizer == config.FedAsync(alpha=0.6)
+        assert (mixing.reach, config.parse("").reach) == (7, 0)
+
+    def test_privacy_wants_more_than_one_update(self) -> None:
+        """Whatever the mode: the mechanism's noise is that of a sum over many."""
+        with pytest.raises(
+            ConfigError, match=r"optimizer\.kind is \"fedasync\"; with \[privacy\] it must be another"
+        ):
+            config.Config(
+                mode=config.AsyncMode(buffer=1),
+                optimizer=config.FedAsync(),
+                privacy=config.Privacy(
+                    epsilon=3,
+                    delta=1e-5,
+                    max_grad_norm=1,
+                    sampling_rate=0.1,
+                    steps=10,
+                    divisor=10,
+                    max_batch=10,
+                ),
+            )
 
 
 class TestWriting:
@@ -588,6 +630,30 @@ class TestRules:
         said = error(f"[aggregate]\nrule = '{rule}'\n[mode]\none_per_worker = false")
         assert said.startswith("mode.one_per_worker is false; with aggregate.rule ")
         assert config.parse(f"[aggregate]\nrule = '{rule}'\n[mode]\nkind = 'sync'\nmin_available = 9")
+
+    def test_a_template_with_another_rule_says_all_that_goes_with_it(self) -> None:
+        """`fedmq init` writes every key: who changes the rule alone is told of both others at once."""
+        said = error(writing.template().replace('rule = "mean"', 'rule = "median"', 1))
+        assert said == (
+            'aggregate.weight is "examples"; with aggregate.rule "median" it must be "uniform": how many examples a '
+            "worker has is its own claim; and "
+            'mode.one_per_worker is false; with aggregate.rule "median" it must be true: one worker could be the '
+            "majority of a buffer"
+        )
+
+    @pytest.mark.parametrize("rule", ["krum", "multi_krum", "bulyan"])
+    def test_rules_that_compare_all_pairs_have_a_largest_buffer(self, rule: str) -> None:
+        """K² distances: 100,000 updates would be 80 GB of them."""
+        text = f"[aggregate]\nrule = {{kind = '{rule}', byzantine = 1}}\n[mode]\n"
+        assert error(text + "buffer = 1001") == (
+            f'mode.buffer is 1001; with aggregate.rule "{rule}" it may be at most 1000: it compares every update with '
+            "every other"
+        )
+        assert error(text + "kind = 'sync'\nmin_available = 9\nclients_per_round = 1001").startswith(
+            "mode.clients_per_round is 1001; "
+        )
+        config.parse(text + "buffer = 1000")
+        config.parse("[aggregate]\nrule = 'median'\n[mode]\nbuffer = 100000")
 
     def test_a_norm_bound_weighs_as_the_mean_does(self) -> None:
         """It outvotes nobody: examples count, and a worker may have several updates in a buffer."""

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fedmq.fedcore import config
-from fedmq.fedcore.strategy.optimizers import make
+from fedmq.fedcore.strategy import optimizers
+from fedmq.fedcore.strategy.optimizers import Mixing, ServerOptimizer
 
 DELTA = np.array([0.5, -1.0, 0.0, 3.0], np.float32)
 TABLES: list[Any] = [
@@ -19,6 +20,13 @@ TABLES: list[Any] = [
     config.Yogi(lr=0.1),
     config.Fadas(lr=0.1),
 ]
+
+
+def make(table: Any) -> ServerOptimizer:
+    """One that steps along the combined update: all but FedAsync."""
+    made = optimizers.make(table)
+    assert isinstance(made, ServerOptimizer)
+    return made
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.kind)
@@ -84,3 +92,41 @@ def test_state_of_another_optimizer_is_refused() -> None:
     """A state folder of momentum does not continue as Adam."""
     with pytest.raises(ValueError, match="adam_ keeps 2 state vectors, got 1"):
         make(config.Adam()).apply(np.zeros(1, np.float32), [np.zeros(1, np.float32)], DELTA[:1], step=1)
+
+
+class TestMixing:
+    """FedAsync: w ← (1 − α s) w + α s (b + Δ)."""
+
+    def test_by_hand(self) -> None:
+        """w = 10, b = 8, Δ = 4, s = ½, α = ¾: 10 + ⅜ (12 − 10), and all of it is exact."""
+        w = np.array([10, -10], np.float32)
+        mixing = optimizers.make(config.FedAsync(alpha=0.75))
+        assert mixing == Mixing(0.75)
+        Mixing(0.75).apply(w, np.array([2, -2], np.float32), np.array([8, -8], np.float32), share=0.5)
+        assert w.tolist() == [10.75, -10.75]
+
+    def test_a_fresh_update_is_a_step_along_it(self) -> None:
+        """Then b is w, and what is left is w + α Δ: sgd with a rate of α, to the bit."""
+        rng = np.random.default_rng(5)
+        w, d = (rng.normal(size=40_000).astype(np.float32) for _ in range(2))
+        mixed, stepped = w.copy(), w.copy()
+        Mixing(0.6).apply(mixed, d, w, share=1.0)
+        make(config.Sgd(lr=0.6)).apply(stepped, (), d, step=1)
+        np.testing.assert_array_equal(mixed, stepped)
+
+    def test_alpha_of_one_forgets_the_model(self) -> None:
+        """A fresh update replaces it by what was trained; a late one half as far, with s = ½."""
+        w, base, x = np.full(1, 4, np.float32), np.full(1, 1, np.float32), 9.0
+        Mixing(1.0).apply(w, np.full(1, 0.5 * (x - 1), np.float32), base, share=0.5)
+        assert w.tolist() == [(4 + x) / 2]
+
+    def test_its_bits_are_those_of_python(self) -> None:
+        """One float64 expression in a fixed order, rounded to float32 once; pieces do not show."""
+        rng = np.random.default_rng(6)
+        w, base, d = (rng.normal(size=20_000).astype(np.float32) for _ in range(3))
+        expected = [
+            w + 0.6 * (0.3 * (b - w) + d)
+            for w, b, d in zip(w.tolist(), base.tolist(), d.tolist(), strict=True)
+        ]
+        Mixing(0.6).apply(w, d, base, share=0.3)
+        np.testing.assert_array_equal(w, np.array(expected).astype(np.float32))
