@@ -2,7 +2,7 @@
 # native; without one they are numpy's, give the same bits, and the install says so.
 #
 #   make demo     a broker and five workers train on real images, and are measured
-#   make test     unit, parity, simulation, integration, hostile and chaos tests (installs torch)
+#   make test     unit, parity, differential, simulation, integration, hostile and chaos tests (installs torch)
 #   make chaos    real processes killed, stopped, cut and starved, for long
 #   make soak     new seeds of the simulation, until Ctrl-C
 #   make lint     ruff, mypy, import directions

@@ -1,4 +1,4 @@
-"""The robust rules: small cases by hand from their papers, and Flower's implementations where they agree."""
+"""The robust rules: small cases by hand from their papers. Beside others' implementations: tests/differential."""
 
 import math
 from typing import Any
@@ -7,57 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from fedmq.fedcore import config
 from fedmq.fedcore.strategy import robust
-from fedmq.fedcore.strategy.combination import Combination, Coordinates, Mixture, mixture_of
+from fedmq.fedcore.strategy.combination import mixture_of
 from fedmq.fedcore.strategy.robust import around_median
 from fedmq.fedcore.strategy.selection import krum_order, repeated_krum, scores
 
-flower: Any = pytest.importorskip("flwr.server.strategy.aggregate")
-
-F64 = NDArray[np.float64]
-
-
-class Vectors:
-    """Updates in memory, all fresh unless `weights` says otherwise, and what a combination makes of them."""
-
-    def __init__(self, u: Any, weights: Any = None, previous: Any = None) -> None:
-        self.delta = np.array(u, np.float32)
-        self.n = self.delta.shape[1]
-        self.weights = tuple(weights or [1.0] * len(self.delta))
-        self.masses = (1,) * len(self.delta)
-        self.u = self.delta.astype(np.float64) * np.array(self.weights)[:, None]
-        self.norms = tuple(np.linalg.norm(self.u, axis=1).tolist())
-        self.previous = np.zeros(self.n) if previous is None else np.array(previous, float)
-
-    def __len__(self) -> int:
-        return len(self.delta)
-
-    def sq_distances(self) -> F64:
-        difference = self.u[:, None] - self.u
-        return np.asarray((difference**2).sum(axis=2))
-
-    def sq_distances_to(self, mixture: Mixture) -> F64:
-        return np.asarray(((self.u - self.combined(mixture)) ** 2).sum(axis=1))
-
-    def combined(self, combination: Combination) -> F64:
-        if isinstance(combination, Coordinates):
-            rows = combination.rows or range(len(self))
-            return np.asarray(combination.function(self.u[list(rows)].astype(np.float32)), np.float64)
-        norms = np.linalg.norm(self.delta.astype(float), axis=1)
-        bound = combination.max_norm or math.inf
-        factor = np.minimum(1, bound / np.maximum(norms, 1e-300)) * np.array(combination.weights)
-        total = (factor[:, None] * self.delta).sum(axis=0) + combination.previous * self.previous
-        return np.asarray(total / combination.denominator)
-
-    def by(self, rule: config.Rule) -> F64:
-        return self.combined(robust.make(rule).prepare(self))
-
-
-def column(*values: float) -> list[list[float]]:
-    return [[value] for value in values]
+from .vectors import Vectors, column
 
 
 class TestByHand:
@@ -163,97 +120,7 @@ class TestStaleness:
         np.testing.assert_allclose(Vectors(delta, s).by(rule), fresh.by(rule), rtol=1e-9, atol=1e-12)
 
 
-vectors = st.integers(7, 11).flatmap(
-    lambda k: st.lists(
-        st.lists(st.integers(-1000, 1000), min_size=4, max_size=4), min_size=k, max_size=k, unique_by=tuple
-    )
-)
-
-
-class TestAgainstFlower:
-    """flwr.server.strategy.aggregate, on integers, of which float32 makes no error."""
-
-    @staticmethod
-    def results(u: Any) -> list[Any]:
-        return [([np.array(x, np.float64)], 1) for x in u]
-
-    @given(vectors)
-    def test_median(self, u: list[list[int]]) -> None:
-        """The same."""
-        np.testing.assert_array_equal(
-            Vectors(u).by(config.Median()), flower.aggregate_median(self.results(u))[0]
-        )
-
-    @given(vectors)
-    def test_trimmed_mean(self, u: list[list[int]]) -> None:
-        """The same, to the rounding of one float32."""
-        found, theirs = (
-            Vectors(u).by(config.TrimmedMean()),
-            flower.aggregate_trimmed_avg(self.results(u), 0.2),
-        )
-        np.testing.assert_allclose(found, theirs[0], rtol=1e-7, atol=1e-12)
-
-    def test_trimmed_mean_cuts_what_was_asked_for(self) -> None:
-        """Where they differ: of 100, a share of 0.29 is 29; Flower's int(0.29 * 100) is 28."""
-        u = column(*[0] * 71, *[1000] * 29)
-        assert Vectors(u).by(config.TrimmedMean(trim=0.29)).tolist() == [0]
-        assert flower.aggregate_trimmed_avg(self.results(u), 0.29)[0] > 0
-
-    @given(vectors)
-    def test_krum(self, u: list[list[int]]) -> None:
-        """The same update, where one has the lowest score."""
-        x = Vectors(u)
-        found = sorted(scores(x.sq_distances(), 1))
-        if found[0] < found[1] * (1 - 1e-9):
-            np.testing.assert_array_equal(
-                x.by(config.Krum(byzantine=1)), flower.aggregate_krum(self.results(u), 1, 0)[0]
-            )
-
-    @given(vectors)
-    def test_multi_krum(self, u: list[list[int]]) -> None:
-        """The same mean, where the third and the fourth score differ."""
-        x = Vectors(u)
-        found = sorted(scores(x.sq_distances(), 1))
-        if found[2] < found[3] * (1 - 1e-9):
-            theirs = flower.aggregate_krum(self.results(u), 1, 3)[0]
-            np.testing.assert_allclose(x.by(config.MultiKrum(byzantine=1, selected=3)), theirs, rtol=1e-12)
-
-    def test_multi_krum_does_not_weigh_by_examples(self) -> None:
-        """Where they differ: Flower's mean goes by what the chosen workers claim."""
-        u = column(0, 1, 2, 4, 100)
-        claims = [([np.array(x, np.float64)], 10**6 if x == [1] else 1) for x in u]
-        assert Vectors(u).by(config.MultiKrum(byzantine=1)).tolist() == [0.5]
-        assert flower.aggregate_krum(claims, 1, 2)[0] == pytest.approx([1], abs=1e-5)
-
-    def test_krum_in_float32_is_another_choice(self) -> None:
-        """Where they differ: float32 models make float32 distances in Flower, and 35246410 < 35246412 is lost."""
-        x = Vectors([[0, 0], [4200, 4197], [4201, 4196], [8399, 8394], [1e5, -1e5]])
-        assert scores(x.sq_distances(), 1)[1:3] == [35246412, 35246410]
-        assert x.by(config.Krum(byzantine=1)).tolist() == [4201, 4196]
-        assert flower.aggregate_krum([([row], 1) for row in x.delta], 1, 0)[0].tolist() == [4200, 4197]
-
-    @given(vectors)
-    def test_bulyan(self, u: list[list[int]]) -> None:
-        """The same, where no sum of several distances is as low as another: Flower 1.3x chooses again, too.
-
-        Where one neighbour counts, two that are each other's have the same score: then both take the first.
-        """
-        x = Vectors(u)
-        sq, left = x.sq_distances(), list(range(len(u)))
-        theta = len(u) - 2
-        for _ in range(theta):
-            found = scores(sq, 1, left)
-            order = sorted(found)
-            if len(left) - 3 > 1 and order[0] >= order[1] * (1 - 1e-9):
-                return  # theirs are rounded
-            del left[found.index(order[0])]
-        chosen = x.u[[i for i in range(len(u)) if i not in left]]
-        gaps = np.sort(abs(chosen - np.median(chosen, axis=0)), axis=0)
-        if (gaps[theta - 3] == gaps[theta - 2]).any():
-            return  # two values are as far from the median
-        theirs = flower.aggregate_bulyan(self.results(u), 1, flower.aggregate_krum, to_keep=0)
-        np.testing.assert_allclose(x.by(config.Bulyan(byzantine=1)), theirs[0], rtol=1e-12, atol=1e-12)
-
+class TestParts:
     def test_bulyan_is_not_the_best_scores_of_one_round(self) -> None:
         """What older releases of Flower computed, and here is told apart: another set is chosen."""
         rng = np.random.default_rng(1)
@@ -263,8 +130,6 @@ class TestAgainstFlower:
             differs += repeated_krum(sq, 1, 5) != sorted(krum_order(sq, 1)[:5])
         assert differs > 5
 
-
-class TestParts:
     @given(
         st.lists(st.lists(st.floats(-100, 100, width=16), min_size=3, max_size=3), min_size=3, max_size=9),
         st.data(),
