@@ -21,7 +21,8 @@ Rules that hold here:
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -31,21 +32,21 @@ from fedmq.fedcore import kernels
 from fedmq.fedcore.config import Optimizer
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.layout import Flat
-from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel, frozen_digest, noise_key
+from fedmq.fedcore.privacy.mechanisms import RecordLevel, frozen_digest, noise_key
 from fedmq.fedcore.strategy import optimizers, robust
 from fedmq.fedcore.strategy.combination import Combination, Mixture
 from fedmq.fedcore.strategy.rules import Share, Weighting, denominator
 
 from .events import Folded
-from .frozen import FrozenBuffer, part_of
+from .frozen import FrozenBuffer
 from .rows import AcceptRow, VersionInfo
 from .store.refusals import patiently
 from .store.spool import Spool
-from .store.versions import VersionStore
+from .store.versions import VersionStore, VersionWriter
 
 __all__ = ["TILE", "FoldJob", "Release", "fold", "plan_fold"]
 
-TILE: Final = 1 << 20
+TILE: Final = 1 << 19
 """Elements that are folded at a time; a multiple of 16 Ki, so that no tile cuts a block of noise or norm."""
 
 PREVIOUS: Final = "center"
@@ -206,37 +207,41 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
     step = _step(job, optimizer, versions, divisor)
     kept = (*optimizer.slots, PREVIOUS) if rule.seeded else optimizer.slots
     norm = kernels.Norm("f32")
-    delta = np.empty(min(tile, layout.n), np.float32)
-    with versions.writer(version, kept) as writer:
+    # Two of each: one tile is written, which takes time but no arithmetic, while the next one is folded.
+    tiles = [_Tile.empty(min(tile, layout.n), optimizer.slots) for _ in range(2)]
+    with versions.writer(version, kept) as writer, ThreadPoolExecutor(1, "fold-writer") as behind:
         writer.model(file[: layout.data_start])
-        for start in range(0, layout.n, tile):
+        written: Future[None] | None = None
+        for i, start in enumerate(range(0, layout.n, tile)):
             stop = min(start + tile, layout.n)
-            d = delta[: stop - start]
+            d, params, state = tiles[i % 2].first(stop - start)
             if combination is None:
-                _combine_private(job, spool, start, stop, d)
+                _release(job, buffer, start, stop, d)
             else:
                 buffer.combine(combination, frac_bits, start, stop, d)
             norm.update(d.data)
-            params = base[start:stop].copy()
-            state = {slot: array[start:stop].copy() for slot, array in states.items()}
-            step(params, [*state.values()], d, slice(start, stop))
-            if not np.isfinite(params).all():
+            np.copyto(params, base[start:stop])
+            for slot, array in zip(optimizer.slots, state, strict=True):
+                np.copyto(array, states[slot][start:stop])
+            step(params, state, d, slice(start, stop))
+            # The squares of all float32s together are a finite float64.
+            if not math.isfinite(kernels.sum_squares(params, threads=job.threads)):
                 raise StateError(
                     f"version {version} would not be finite: the federation has diverged; start again with a "
                     "smaller optimizer.lr or aggregate.max_update_norm"
                 )
-            writer.model(params.data)
-            for slot, array in state.items():
-                writer.state(slot, array.data)
-            if rule.seeded:
-                writer.state(PREVIOUS, d.data)
+            if written is not None:
+                written.result()
+            written = behind.submit(_write, writer, kept, params, (*state, d))
+        if written is not None:
+            written.result()
         writer.model(file[layout.data_start + 4 * layout.n :])
-        written = writer.commit()
+        made = writer.commit()
     # What this fold built on is committed, so nothing will fold onto an older version again.
     versions.delete_states_before(job.base.version)
     return Folded(
         info=VersionInfo(
-            version=version, digest=written.digest, size=written.size, layout=layout.digest, n=layout.n
+            version=version, digest=made.digest, size=made.size, layout=layout.digest, n=layout.n
         ),
         updates=len(job.rows),
         examples=sum(row.examples for row in job.rows),
@@ -266,6 +271,30 @@ def _step(
     return lambda params, state, d, at: optimizer.apply(
         params, state, d, step=job.base.version + 1, tau_max=tau_max, threads=job.threads
     )
+
+
+class _Tile(NamedTuple):
+    """A tile on its way from the buffer to the files."""
+
+    delta: Flat
+    params: Flat
+    state: list[Flat]
+    """Of the optimizer, in the order of its slots."""
+
+    @classmethod
+    def empty(cls, n: int, slots: Sequence[str]) -> Self:
+        delta, params, *state = (np.empty(n, np.float32) for _ in range(2 + len(slots)))
+        return cls(delta, params, state)
+
+    def first(self, n: int) -> "_Tile":
+        return _Tile(self.delta[:n], self.params[:n], [array[:n] for array in self.state])
+
+
+def _write(writer: VersionWriter, kept: Sequence[str], params: Flat, vectors: Sequence[Flat]) -> None:
+    """Append a tile to the files; `kept` names those of `vectors` that are kept, from the first."""
+    writer.model(params.data)
+    for slot, array in zip(kept, vectors, strict=False):
+        writer.state(slot, array.data)
 
 
 def _state(versions: VersionStore, version: int, slot: str, n: int) -> Flat:
@@ -307,22 +336,19 @@ def _terms(
     return buffer.grid(combination), combination.denominator
 
 
-def _combine_private(job: FoldJob, spool: Spool, start: int, stop: int, out: Flat) -> None:
+def _release(job: FoldJob, buffer: FrozenBuffer, start: int, stop: int, out: Flat) -> None:
     """Elements [start, stop) of the clipped and noised sum over D, into `out`."""
     release = job.release
     assert release is not None
     assert job.frac_bits is not None
     assert job.denominator is not None
-    total = kernels.Accumulator(stop - start, frac_bits=job.frac_bits, offset=start, threads=job.threads)
-    for row in job.rows:
-        if math.isfinite(row.norm):
-            total.add(
-                part_of(row, spool, start, stop),
-                encoding=row.encoding,
-                weight=row.weight,
-                norm=row.norm,
-                max_norm=release.max_norm,
-                truncate=True,
-            )
-    total.add_noise(release.sigma, key=release.key, nonce=NOISE_NONCE)
-    total.mean(job.denominator, out=out)
+    buffer.noisy_mean(
+        job.frac_bits,
+        job.denominator,
+        start,
+        stop,
+        out,
+        max_norm=release.max_norm,
+        sigma=release.sigma,
+        key=release.key,
+    )

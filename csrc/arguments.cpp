@@ -151,13 +151,12 @@ Payload payload_argument(py::handle value, const std::string& name, Encoding enc
     return {std::move(memory), view};
 }
 
-std::vector<Payload> payloads_argument(py::handle value, py::handle encoding) {
+std::vector<Payload> payloads_argument(py::handle value, py::handle encoding, std::optional<std::size_t> n) {
     const py::sequence objects = sequence_argument(value, "payloads");
     const std::vector<Encoding> encodings = encodings_argument(encoding, objects.size());
     if (encodings.empty()) throw py::value_error("payloads must hold at least one payload, not none");
     std::vector<Payload> payloads;
     payloads.reserve(encodings.size());
-    std::optional<std::size_t> n;
     for (std::size_t i = 0; i < encodings.size(); ++i) {
         payloads.push_back(payload_argument(py::object(objects[i]), item("payloads", i), encodings[i], n));
         n = payloads[0].view.n;
@@ -234,10 +233,10 @@ int threads_argument(py::handle value) {
     return value.is_none() ? 0 : static_cast<int>(count_argument(value, "threads", 1, kMaxThreads));
 }
 
-double nonnegative_argument(py::handle value, const char* name) {
+double nonnegative_argument(py::handle value, const std::string& name) {
     const double number = real_argument(value, name);
     if (number >= 0.0 && number < HUGE_VAL) return number;
-    throw py::value_error(std::string(name) + " must be finite and 0 or more, not " + text(number));
+    throw py::value_error(name + " must be finite and 0 or more, not " + text(number));
 }
 
 double positive_argument(py::handle value, const char* name) {
@@ -256,6 +255,19 @@ double weight_argument(py::handle value, const std::string& name) {
     const double number = real_argument(value, name);
     if (number >= 0.0 && number <= kMaxWeight) return number;
     throw py::value_error(name + " must be from 0 to 2^32, not " + text(number));
+}
+
+std::vector<double> numbers_argument(py::handle values, const char* name, std::size_t k,
+                                     double (*check)(py::handle, const std::string&)) {
+    const py::sequence objects = sequence_argument(values, name);
+    if (objects.size() != k) {
+        throw py::value_error(std::string(name) + " must have one number per payload (" + std::to_string(k) +
+                              "), not " + std::to_string(objects.size()));
+    }
+    std::vector<double> numbers;
+    numbers.reserve(k);
+    for (std::size_t i = 0; i < k; ++i) numbers.push_back(check(py::object(objects[i]), item(name, i)));
+    return numbers;
 }
 
 std::array<std::uint8_t, 32> key_argument(py::handle value) { return secret_argument<32>(value, "key"); }

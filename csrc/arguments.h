@@ -73,8 +73,9 @@ std::size_t element_count(std::size_t size, const std::string& name, Encoding en
 Payload payload_argument(py::handle value, const std::string& name, Encoding encoding,
                          std::optional<std::size_t> n = std::nullopt);
 
-// One or more payloads of one number of values; `encoding` is one for all of them, or one for each.
-std::vector<Payload> payloads_argument(py::handle payloads, py::handle encoding);
+// One or more payloads of n values, or of any one number of them; `encoding` is one for all of them, or one for each.
+std::vector<Payload> payloads_argument(py::handle payloads, py::handle encoding,
+                                       std::optional<std::size_t> n = std::nullopt);
 
 py::sequence sequence_argument(py::handle value, const char* name);
 
@@ -90,10 +91,14 @@ void disjoint_output(const Floats& out, const std::vector<Payload>& payloads);
 std::int64_t count_argument(py::handle value, const char* name, std::int64_t low, std::int64_t high);
 int threads_argument(py::handle value);  // 0 for None: default_threads()
 
-double nonnegative_argument(py::handle value, const char* name);
+double nonnegative_argument(py::handle value, const std::string& name);
 double positive_argument(py::handle value, const char* name);
 double fraction_argument(py::handle value, const char* name);
 double weight_argument(py::handle value, const std::string& name);
+
+// One number for each of k payloads; `check` looks at one of them.
+std::vector<double> numbers_argument(py::handle values, const char* name, std::size_t k,
+                                     double (*check)(py::handle value, const std::string& name));
 
 std::array<std::uint8_t, 32> key_argument(py::handle value);
 std::array<std::uint8_t, 12> nonce_argument(py::handle value);

@@ -7,6 +7,7 @@
 //    Until eight have come, or so many bytes that keeping them costs too much memory, an update is kept by reference,
 //    but only where nothing can change or close it: bytes, and memoryviews of bytes. Others are folded at once.
 //    Integers commute, so the difference cannot be seen.
+//  - `add_all` has all that there is and folds at once, whoever owns the memory: it needs it only until it returns.
 //  - All checks are made when an update is added, so an error belongs to the call that caused it.
 
 #include <cmath>
@@ -25,6 +26,7 @@
 namespace fedmq {
 namespace {
 
+constexpr std::int64_t kMost = std::int64_t{1} << 62;  // elements, and positions
 constexpr std::size_t kFoldAtOnce = 8;
 constexpr std::size_t kKeptBytes = std::size_t{256} << 20;
 constexpr std::size_t kMinKept = 4;  // fewer than these at once are not worth their memory
@@ -75,6 +77,26 @@ public:
         return py::float_(*computed);
     }
 
+    void add_all(py::handle payloads, py::handle weights, py::handle norms, py::handle encoding, py::handle max_norm,
+                 bool truncate) {
+        const std::vector<Payload> updates = payloads_argument(payloads, encoding, sum_.n());
+        const std::vector<double> factors = numbers_argument(weights, "weights", updates.size(), weight_argument);
+        const std::vector<double> lengths = numbers_argument(norms, "norms", updates.size(), nonnegative_argument);
+        Addition how;
+        if (!max_norm.is_none()) how.max_norm = positive_argument(max_norm, "max_norm");
+        how.truncate = truncate;
+        const py::gil_scoped_release unlocked;
+        std::vector<View> views;
+        std::vector<Addition> additions(updates.size(), how);
+        for (std::size_t i = 0; i < updates.size(); ++i) {
+            views.push_back(updates[i].view);
+            additions[i].weight = factors[i];
+            additions[i].norm = lengths[i];
+        }
+        const std::lock_guard<std::mutex> lock(mutex_);
+        sum_.add_all(views, additions);
+    }
+
     void add_noise(py::handle sigma, py::handle key, py::handle nonce) {
         const double deviation = nonnegative_argument(sigma, "sigma");
         const auto secret = key_argument(key);
@@ -116,14 +138,15 @@ public:
         }
     }
 
-    void reset() {
+    void reset(py::handle offset) {
+        const std::uint64_t start = checked_offset(offset);
         std::vector<py::object> released;
         const py::gil_scoped_release unlocked;
         const std::lock_guard<std::mutex> lock(mutex_);
         waiting_.clear();
         kept_bytes_ = 0;
         released.swap(owners_);
-        sum_.reset();
+        sum_.reset(start);
     }
 
     py::array_t<std::int64_t> totals() {
@@ -141,15 +164,18 @@ public:
 
 private:
     static ExactSum checked(py::handle n, py::handle frac_bits, py::handle offset, py::handle threads) {
-        constexpr std::int64_t most = std::int64_t{1} << 62;
-        constexpr std::int64_t step = 1024;
-        const auto size = static_cast<std::size_t>(count_argument(n, "n", 0, most));
+        const auto size = static_cast<std::size_t>(count_argument(n, "n", 0, kMost));
         const auto bits = static_cast<int>(count_argument(frac_bits, "frac_bits", kMinFracBits, kMaxFracBits));
-        const auto start = static_cast<std::uint64_t>(count_argument(offset, "offset", 0, most));
+        return ExactSum(size, bits, checked_offset(offset), threads_argument(threads));
+    }
+
+    static std::uint64_t checked_offset(py::handle offset) {
+        constexpr std::int64_t step = 1024;
+        const auto start = static_cast<std::uint64_t>(count_argument(offset, "offset", 0, kMost));
         if (start % step != 0) {
             throw py::value_error("offset must be a multiple of 1024, not " + std::to_string(start));
         }
-        return ExactSum(size, bits, start, threads_argument(threads));
+        return start;
     }
 
     // Adds what waits. The caller destroys the owners when it has the GIL again.
@@ -224,13 +250,16 @@ void bind_accumulator(py::module_& module) {
         .def("add", &Accumulator::add, py::arg("payload"), py::kw_only(), py::arg("encoding") = "f32",
              py::arg("weight") = 1.0, py::arg("norm") = py::none(), py::arg("max_norm") = py::none(),
              py::arg("truncate") = false, "Add weight · update.")
+        .def("add_all", &Accumulator::add_all, py::arg("payloads"), py::arg("weights"), py::arg("norms"), py::kw_only(),
+             py::arg("encoding") = "f32", py::arg("max_norm") = py::none(), py::arg("truncate") = false,
+             "Add Σ weight_k · update_k, or nothing.")
         .def("add_noise", &Accumulator::add_noise, py::arg("sigma"), py::kw_only(), py::arg("key"), py::arg("nonce"),
              "Add rounded Gaussian noise to the sum.")
         .def("mean", &Accumulator::mean, py::arg("denominator"), py::arg("out") = py::none(),
              "Return the sum divided by `denominator`, as float32.")
         .def("merge", &Accumulator::merge, py::arg("other"),
              "Add what another accumulator of the same n, frac_bits and offset holds.")
-        .def("reset", &Accumulator::reset, "Make the sum zero again.")
+        .def("reset", &Accumulator::reset, py::arg("offset") = 0, "Make the sum zero again, at a position.")
         .def("totals", &Accumulator::totals, "Return a copy of the sum, int64[n], in units of 2^-frac_bits.");
 
     py::class_<Norm>(module, "Norm", "The norm of a payload that arrives in pieces.")

@@ -11,19 +11,6 @@
 namespace fedmq {
 namespace {
 
-std::vector<double> weights_argument(py::handle value, std::size_t k) {
-    const py::sequence numbers = sequence_argument(value, "weights");
-    if (numbers.size() != k) {
-        throw py::value_error("weights must have one number per payload (" + std::to_string(k) + "), not " +
-                              std::to_string(numbers.size()));
-    }
-    std::vector<double> weights;
-    for (std::size_t i = 0; i < k; ++i) {
-        weights.push_back(weight_argument(py::object(numbers[i]), item("weights", i)));
-    }
-    return weights;
-}
-
 Mode mode_argument(py::handle value) {
     if (PyUnicode_Check(value.ptr())) {
         const std::string name = value.cast<std::string>();
@@ -37,7 +24,7 @@ Mode mode_argument(py::handle value) {
 py::object mean(py::handle payloads, py::handle weights, py::handle encoding, py::handle mode, py::handle frac_bits,
                 py::handle max_norm, py::handle out, py::handle threads) {
     const std::vector<Payload> updates = payloads_argument(payloads, encoding);
-    std::vector<double> numbers = weights_argument(weights, updates.size());
+    std::vector<double> numbers = numbers_argument(weights, "weights", updates.size(), weight_argument);
     MeanOptions options;
     options.mode = mode_argument(mode);
     if (!frac_bits.is_none()) {

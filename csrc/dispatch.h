@@ -52,6 +52,10 @@ struct KernelTable {
 
     // fold.inc
     void (*fold_exact)(std::int64_t* totals, const Row* rows, std::size_t count, std::size_t first, std::size_t last);
+    bool (*fold_exact_checked)(std::int64_t* totals, const Row* rows, std::size_t count, int range_bits,
+                               std::size_t first, std::size_t last);
+    void (*unfold_exact)(std::int64_t* totals, const Row* rows, std::size_t count, int range_bits, std::size_t first,
+                         std::size_t last);
     void (*divide_exact)(const std::int64_t* totals, double divisor, f32u* out, std::size_t first, std::size_t last);
     void (*mean_exact)(const Row* rows, std::size_t count, double divisor, f32u* out, std::size_t first,
                        std::size_t last);

@@ -16,6 +16,7 @@ namespace {
 
 constexpr double kSurplus = 1.0 + 0x1p-32;
 constexpr double kMaxRadius = 9.5;
+constexpr int kCheckedBits = 50;  // the widest range that a checked fold can watch over
 constexpr double kInfinity = HUGE_VAL;
 
 double largest_of(const View& payload, int threads) {
@@ -92,6 +93,12 @@ Row FixedPoint::admit(const View& payload, const Addition& how, int threads, std
     return admitted;
 }
 
+bool FixedPoint::try_extend(std::size_t count, int bits) {
+    if (count > ((std::uint64_t{1} << 63) - 1 - reach_) >> bits) return false;
+    reach_ += static_cast<std::uint64_t>(count) << bits;
+    return true;
+}
+
 void FixedPoint::extend(std::uint64_t by, const char* what) {
     constexpr std::uint64_t end = std::uint64_t{1} << 63;
     if (by >= end - reach_) {
@@ -113,12 +120,75 @@ double FixedPoint::divisor(double denominator) const {
 ExactSum::ExactSum(std::size_t n, int frac_bits, std::uint64_t offset, int threads)
     : n_(n), grid_(frac_bits), offset_(offset), threads_(threads), totals_(zeros<std::int64_t>(n)) {}
 
+// After a reset the totals are cleared a range at a time, by who is about to write there: a sum that is used again for
+// the next tile does not go through memory once more for it.
+template <class Body>
+void ExactSum::over_totals(const Body& body) {
+    parallel_for(n_, kRangeStep, threads_, [&](std::size_t first, std::size_t last) {
+        if (stale_) std::fill(totals_.get() + first, totals_.get() + last, 0);
+        body(first, last);
+    });
+    stale_ = false;
+}
+
+void ExactSum::clear() {
+    if (stale_) over_totals([](std::size_t, std::size_t) {});
+}
+
 void ExactSum::fold(const Row* rows, std::size_t count) {
     if (count == 0) return;
     const KernelTable& kernel = kernels();
-    parallel_for(n_, kRangeStep, threads_, [&](std::size_t first, std::size_t last) {
+    over_totals([&](std::size_t first, std::size_t last) {
         kernel.fold_exact(totals_.get(), rows, count, first, last);
     });
+}
+
+void ExactSum::add_all(const std::vector<View>& payloads, const std::vector<Addition>& how) {
+    std::vector<Row> rows;
+    double largest = 0.0;
+    for (std::size_t i = 0; i < payloads.size(); ++i) {
+        rows.push_back(grid_.row(payloads[i], how[i]));
+        largest = std::max(largest, *how[i].norm * rows[i].scale);
+    }
+    // No value is larger than its norm. A caller may be wrong about norms, so the fold watches.
+    int bits = kCheckedBits;
+    if (largest < std::ldexp(1.0, kCheckedBits)) std::frexp(largest, &bits);
+    bits = std::max(bits, 1);
+    const FixedPoint before = grid_;
+    if (grid_.try_extend(rows.size(), bits)) {
+        if (fold_checked(rows, bits)) return;
+        grid_ = before;
+    }
+    try {
+        std::optional<double> computed;
+        for (std::size_t i = 0; i < payloads.size(); ++i) {
+            try {
+                rows[i] = grid_.admit(payloads[i], how[i], threads_, computed);
+            } catch (const std::invalid_argument& error) {
+                throw std::invalid_argument("payloads[" + std::to_string(i) + "]: " + error.what());
+            }
+        }
+    } catch (...) {
+        grid_ = before;
+        throw;
+    }
+    fold(rows.data(), rows.size());
+}
+
+// Folds rows and says whether all integers were in [-2^range_bits, 2^range_bits). If not, the totals are as before.
+bool ExactSum::fold_checked(const std::vector<Row>& rows, int range_bits) {
+    const KernelTable& kernel = kernels();
+    std::atomic<bool> inside{true};
+    over_totals([&](std::size_t first, std::size_t last) {
+        if (!kernel.fold_exact_checked(totals_.get(), rows.data(), rows.size(), range_bits, first, last)) {
+            inside.store(false, std::memory_order_relaxed);
+        }
+    });
+    if (inside.load(std::memory_order_relaxed)) return true;
+    parallel_for(n_, kRangeStep, threads_, [&](std::size_t first, std::size_t last) {
+        kernel.unfold_exact(totals_.get(), rows.data(), rows.size(), range_bits, first, last);
+    });
+    return false;
 }
 
 void ExactSum::add_noise(double sigma, const std::uint8_t* key, const std::uint8_t* nonce) {
@@ -136,19 +206,19 @@ void ExactSum::add_noise(double sigma, const std::uint8_t* key, const std::uint8
     grid_.extend(by < 0x1p63 ? static_cast<std::uint64_t>(by) : std::uint64_t{1} << 63, "sigma");
     const Stream stream{key, nonce, offset_};
     const KernelTable& kernel = kernels();
-    parallel_for(n_, kRangeStep, threads_, [&](std::size_t first, std::size_t last) {
+    over_totals([&](std::size_t first, std::size_t last) {
         kernel.add_gaussian_exact(totals_.get(), scale, stream, first, last);
     });
 }
 
-void ExactSum::mean(double divisor, f32u* out) const {
+void ExactSum::mean(double divisor, f32u* out) {
     const KernelTable& kernel = kernels();
-    parallel_for(n_, kRangeStep, threads_, [&](std::size_t first, std::size_t last) {
+    over_totals([&](std::size_t first, std::size_t last) {
         kernel.divide_exact(totals_.get(), divisor, out, first, last);
     });
 }
 
-void ExactSum::merge(const ExactSum& other) {
+void ExactSum::merge(ExactSum& other) {
     if (n_ != other.n_ || grid_.frac_bits() != other.grid_.frac_bits() || offset_ != other.offset_) {
         const auto shape = [](const ExactSum& sum) {
             return "(" + std::to_string(sum.n_) + ", " + std::to_string(sum.grid_.frac_bits()) + ", " +
@@ -158,14 +228,20 @@ void ExactSum::merge(const ExactSum& other) {
                                     shape(other));
     }
     grid_.extend(other.grid_.reach(), "other");
+    clear();
+    other.clear();
     for (std::size_t i = 0; i < n_; ++i) totals_[i] += other.totals_[i];
 }
 
-void ExactSum::reset() {
-    std::fill_n(totals_.get(), n_, 0);
+void ExactSum::reset(std::uint64_t offset) {
+    stale_ = true;
+    offset_ = offset;
     grid_.reset();
 }
 
-void ExactSum::copy_totals(std::int64_t* out) const { std::copy_n(totals_.get(), n_, out); }
+void ExactSum::copy_totals(std::int64_t* out) {
+    clear();
+    std::copy_n(totals_.get(), n_, out);
+}
 
 }  // namespace fedmq

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "buffer.h"
 #include "dispatch.h"
@@ -54,6 +55,9 @@ public:
     // where that was needed and not given.
     Row admit(const View& payload, const Addition& how, int threads, std::optional<double>& computed);
 
+    // Makes room for `count` integers in [-2^bits, 2^bits), if there is any.
+    bool try_extend(std::size_t count, int bits);
+
     // Makes room for integers up to `by` in size.
     void extend(std::uint64_t by, const char* what);
 
@@ -80,19 +84,31 @@ public:
     }
     void fold(const Row* rows, std::size_t count);
 
+    // Admits and folds updates whose norms are given: all of them or, where one is refused, none. Where the norms tell
+    // the truth each is read once.
+    void add_all(const std::vector<View>& payloads, const std::vector<Addition>& how);
+
     void add_noise(double sigma, const std::uint8_t* key, const std::uint8_t* nonce);
     double divisor(double denominator) const { return grid_.divisor(denominator); }
-    void mean(double divisor, f32u* out) const;
-    void merge(const ExactSum& other);
-    void reset();
-    void copy_totals(std::int64_t* out) const;
+    void mean(double divisor, f32u* out);
+    void merge(ExactSum& other);
+    void reset(std::uint64_t offset);
+    void copy_totals(std::int64_t* out);
 
 private:
+    bool fold_checked(const std::vector<Row>& rows, int range_bits);
+
+    // parallel_for over the totals, which are zeros where nothing has been added yet.
+    template <class Body>
+    void over_totals(const Body& body);
+    void clear();
+
     std::size_t n_;
     FixedPoint grid_;
     std::uint64_t offset_;
     int threads_;
     Zeros<std::int64_t> totals_;
+    bool stale_ = false;  // what totals_ holds is from before a reset
 };
 
 }  // namespace fedmq

@@ -34,6 +34,7 @@ def bench() -> None:
       fedmq bench federation
       fedmq bench load --workers 10000
       fedmq bench kernels --quick
+      fedmq bench fold
     """
 
 
@@ -247,6 +248,79 @@ def load(
     }
     if not write_json({**document, "lost": found.lost}, json_file):
         click.echo("\n".join(bench_load.lines(chosen, found)))
+
+
+@bench.command()
+@click.option(
+    "--n", type=click.IntRange(1, 10**9), default=10_000_000, show_default=True, help="Floats in the model."
+)
+@click.option("--k", type=click.IntRange(1, 1000), default=32, show_default=True, help="Updates.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["sgd", "adam"]),
+    default="sgd",
+    show_default=True,
+    help="That makes the version from the mean; adam keeps two vectors more.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["os", "fsync", "both"]),
+    default="both",
+    show_default=True,
+    help="Whether the version survives a power cut.",
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Of the kernels.  [default: all cores]")
+@_folder_option
+@json_option
+@log_options
+def fold(
+    n: int,
+    k: int,
+    optimizer: str,
+    durability: str,
+    threads: int | None,
+    folder: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Measure how updates in the spool become the next version's files.
+
+    The broker's own fold, onto real files: payloads mapped from the page cache, the exact mean, the server optimizer,
+    and the version written. It takes turns with a loop that reads the same payloads and does nothing with them: the
+    memory's limit.
+
+    \b
+    Example:
+      fedmq bench fold
+      fedmq bench fold --n 1000000 --k 8 --optimizer adam --durability os
+    """
+    import msgspec
+
+    from ..processes import leave_on_signals
+    from ..progress import Moment, view
+    from . import fold as bench_fold
+    from .kernels import machine
+
+    chosen = bench_fold.Setting(
+        n=n,
+        k=k,
+        optimizer=optimizer,
+        durability=("os", "fsync") if durability == "both" else (durability,),
+        threads=threads,
+    )
+    with (
+        leave_on_signals(),
+        tempfile.TemporaryDirectory(prefix="fedmq-bench-", dir=folder) as scratch,
+        view() as shown,
+        shown.arm("fold") as show,
+    ):
+        found = bench_fold.measure_folds(chosen, Path(scratch), lambda note: show(Moment(note=note)))
+    document = {
+        **msgspec.structs.asdict(chosen),
+        "machine": machine.facts(),
+        **msgspec.to_builtins(found),
+    }
+    if not write_json(document, json_file):
+        click.echo("\n".join(bench_fold.fold_lines(chosen, found)))
 
 
 def _document(measured: "Measured") -> dict[str, Any]:

@@ -43,6 +43,8 @@ extern const KernelTable FEDMQ_TABLE;
 const KernelTable FEDMQ_TABLE = {
     FEDMQ_TEXT(FEDMQ_LEVEL),
     fold_exact,
+    fold_exact_checked,
+    unfold_exact,
     divide_exact,
     mean_exact,
     mean_exact_checked,

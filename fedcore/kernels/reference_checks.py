@@ -6,7 +6,7 @@ for a wrong size or value. The native kernels raise the same types for the same 
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -25,6 +25,7 @@ __all__ = [
     "fraction",
     "known_encoding",
     "nonnegative",
+    "one_each",
     "out_f32",
     "payloads_of_one_size",
     "positions",
@@ -222,6 +223,17 @@ def weight(name: str, value: float) -> float:
     if number > MAX_WEIGHT:
         raise ValueError(f"{name} must be at most 2^32, not {number}")
     return number
+
+
+def one_each(
+    name: str, values: Sequence[float] | NDArray[np.floating], k: int, check: Callable[[str, float], float]
+) -> list[float]:
+    """One number for each of k payloads, every one checked."""
+    if not isinstance(values, Sequence | np.ndarray):
+        raise TypeError(f"{name} must be a sequence, not {type(values).__name__}")
+    if len(values) != k:
+        raise ValueError(f"{name} must have one number per payload ({k}), not {len(values)}")
+    return [check(f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 
 def secret(name: str, value: Payload, size: int) -> bytes:

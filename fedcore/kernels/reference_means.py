@@ -79,9 +79,7 @@ def weighted_mean(
     array([2., 4.], dtype=float32)
     """
     rows, n = checks.payloads_of_one_size(payloads, encoding)
-    if len(weights) != len(rows):
-        raise ValueError(f"weights must have one number per payload ({len(rows)}), not {len(weights)}")
-    given = [checks.weight(f"weights[{i}]", float(w)) for i, w in enumerate(weights)]
+    given = checks.one_each("weights", weights, len(rows), checks.weight)
     if mode not in ("exact", "f64", "f32"):
         raise ValueError(f"mode must be exact, f64 or f32, not {mode!r}")
     if max_norm is not None:

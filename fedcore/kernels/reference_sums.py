@@ -24,6 +24,9 @@ Ranges
 - The sum of the largest |q_j| of everything added (and ⌈9.5 σ 2^F⌉ for noise) stays below 2^63, or
   `ValueError`; no total can then overflow. `frac_bits_for` chooses F so that neither happens.
 - What raises has added nothing.
+- Updates that are added together (`add_all`) make room for 2^b each where every x_j · s, rounded, is in [−2^b, 2^b);
+  b is at least 1 and at most 50, and the smallest for which all norms · s are below 2^b. So a kernel need not look at
+  the values before it adds them. Where that does not hold, or there is no such room, they are added one by one.
 
 Noise and mean
 --------------
@@ -35,6 +38,7 @@ Noise and mean
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -53,6 +57,7 @@ MIN_FRAC_BITS: Final = -200
 OFFSET_STEP: Final = 1024
 
 _VALUE_BITS: Final = 51
+_CHECKED_BITS: Final = 50
 _SUM_BITS: Final = 62
 _WEIGHT_STEPS: Final = 2.0**20
 _SURPLUS: Final = 1.0 + 2.0**-32
@@ -159,9 +164,7 @@ class Accumulator:
         self._n = checks.count("n", n, 0, 2**62)
         self._frac_bits = checks.count("frac_bits", frac_bits, MIN_FRAC_BITS, MAX_FRAC_BITS)
         self._unit = math.ldexp(1.0, self._frac_bits)
-        self._offset = checks.count("offset", offset, 0, 2**62)
-        if self._offset % OFFSET_STEP:
-            raise ValueError(f"offset must be a multiple of {OFFSET_STEP}, not {offset}")
+        self._offset = _checked_offset(offset)
         checks.threads(threads)
         self._totals: I64 = np.zeros(self._n, np.int64)
         self._reach = 0  # no total is farther from zero than this
@@ -217,15 +220,94 @@ class Accumulator:
                     raise ValueError("payload must be finite to be clipped; it holds a NaN or an infinity")
             scale *= clip_factor(given, max_norm, truncate)
         scale *= self._unit
-        largest = _largest(data, name, self._n) * scale
+        self._admit(data, name, scale, truncate)
+        self._fold(data, name, scale, truncate)
+        return computed
+
+    def add_all(
+        self,
+        payloads: Sequence[checks.Payload],
+        weights: Sequence[float],
+        norms: Sequence[float],
+        *,
+        encoding: str | Sequence[str] = "f32",
+        max_norm: float | None = None,
+        truncate: bool = False,
+    ) -> None:
+        """Add Σ weight_k · update_k, all of it or nothing.
+
+        The sum is what `add` makes of them, one after the other. The native twin reads each payload once, where `add`
+        reads it twice, and moves the sum through memory once for all of them.
+
+        Parameters
+        ----------
+        payloads : sequence of bytes-like
+            One or more encoded updates of `n` values each. Nothing is kept of them.
+        weights : sequence of float
+            One for each, from 0 to 2^32, rounded to a multiple of 2^-20.
+        norms : sequence of float
+            The norm of each *whole* update, where these are tiles of them. Where `max_norm` is set, they are what
+            is clipped by; and they tell how large values may be. Values that are larger are found out.
+        encoding : str or sequence of str
+            One encoding for all, or one for each.
+        max_norm : float, optional
+            Clip: scale each update so that its norm is at most this.
+        truncate : bool
+            Round toward zero, so that rounding cannot make an update longer than `max_norm`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as above, a payload holds a NaN or an infinity, or a value or the sum would leave
+            its range. Nothing is then added.
+
+        Examples
+        --------
+        >>> total = Accumulator(2, frac_bits=40)
+        >>> total.add_all([np.float32([3, 4]), np.float32([6, 8])], [1, 0.5], [5, 10])
+        >>> total.mean(1.5)
+        array([4.       , 5.3333335], dtype=float32)
+        """
+        names = checks.encodings(encoding, len(payloads))
+        if not names:
+            raise ValueError("payloads must hold at least one payload, not none")
+        data = [checks.encoded(f"payloads[{i}]", payloads[i], names[i], self._n) for i in range(len(names))]
+        factors = [dyadic(w) for w in checks.one_each("weights", weights, len(data), checks.weight)]
+        given = checks.one_each("norms", norms, len(data), checks.nonnegative)
+        if max_norm is not None:
+            max_norm = checks.positive("max_norm", max_norm)
+            factors = [w * clip_factor(g, max_norm, truncate) for w, g in zip(factors, given, strict=True)]
+        scales = [w * self._unit for w in factors]
+        rows = list(zip(data, names, scales, strict=True))
+        bound = max(g * s for g, s in zip(given, scales, strict=True))
+        bits = max(math.frexp(bound)[1], 1) if bound < 2.0**_CHECKED_BITS else _CHECKED_BITS
+        room = len(rows) << bits
+        if self._reach + room < _INT64 and all(_is_within(bits, *row, self._n, truncate) for row in rows):
+            self._reach += room
+        else:
+            self._admit_all(rows, truncate)
+        for row in rows:
+            self._fold(*row, truncate)
+
+    def _admit_all(self, rows: Sequence[tuple[Bytes, Encoding, float]], truncate: bool) -> None:
+        before = self._reach
+        for i, row in enumerate(rows):
+            try:
+                self._admit(*row, truncate)
+            except ValueError as error:
+                self._reach = before
+                raise ValueError(f"payloads[{i}]: {error}") from None
+
+    def _admit(self, data: Bytes, encoding: Encoding, scale: float, truncate: bool) -> None:
+        """Check an update's values and make room for them."""
+        low, high = _extremes(data, encoding, self._n)
+        largest = (high if high > -low else -low) * scale
         if not largest < 2.0**_VALUE_BITS:
             raise ValueError(
                 f"payload must be finite and weight * value * 2^{self._frac_bits} below 2^{_VALUE_BITS}, "
                 f"frac_bits being {self._frac_bits}; the largest is {largest}"
             )
         self._extend(math.trunc(largest) if truncate else round(largest), "payload")
-        self._fold(data, name, scale, truncate)
-        return computed
 
     def _fold(self, data: Bytes, encoding: Encoding, scale: float, truncate: bool) -> None:
         integral = np.trunc if truncate else np.rint
@@ -316,8 +398,15 @@ class Accumulator:
         self._extend(other._reach, "other")
         self._totals += other._totals
 
-    def reset(self) -> None:
-        """Make the sum zero again."""
+    def reset(self, offset: int = 0) -> None:
+        """Make the sum zero again, and that of another tile, which starts at `offset`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that is no multiple of 1024. The sum is then unchanged.
+        """
+        self._offset = _checked_offset(offset)
         self._totals[:] = 0
         self._reach = 0
 
@@ -326,10 +415,29 @@ class Accumulator:
         return self._totals.copy()
 
 
-def _largest(data: Bytes, encoding: Encoding, n: int) -> float:
-    """The largest |x_j|; NaN if there is a NaN."""
-    largest = np.float32(0)
+def _checked_offset(offset: int) -> int:
+    checks.count("offset", offset, 0, 2**62)
+    if offset % OFFSET_STEP:
+        raise ValueError(f"offset must be a multiple of {OFFSET_STEP}, not {offset}")
+    return offset
+
+
+def _extremes(data: Bytes, encoding: Encoding, n: int) -> tuple[float, float]:
+    """The smallest and the largest value, or 0; NaN if there is a NaN."""
+    low = high = np.float32(0)
     for start in range(0, n, _TILE):
         x = decode_range(data, encoding, start, min(start + _TILE, n))
-        largest = np.maximum(largest, np.maximum(x.max(), -x.min()))
-    return float(largest)
+        low, high = np.minimum(low, x.min()), np.maximum(high, x.max())
+    return float(low), float(high)
+
+
+def _is_within(bits: int, data: Bytes, encoding: Encoding, scale: float, n: int, truncate: bool) -> bool:
+    """Whether all integers of an update are in [−2^bits, 2^bits).
+
+    As it is seen by the addition that rounds them: 2^52 + 2^bits moves what is in range to [2^52, 2^52 + 2^(bits + 1)).
+    """
+    low, high = (x * scale for x in _extremes(data, encoding, n))
+    if truncate:
+        low, high = float(np.trunc(low)), float(np.trunc(high))
+    offset = 2.0**52 + 2.0**bits
+    return low + offset >= 2.0**52 and high + offset < 2.0**52 + 2.0 ** (bits + 1)

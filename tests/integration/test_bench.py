@@ -16,6 +16,30 @@ from .federation import run
 SMALL = ("bench", "kernels", "--n", "2000", "--k", "4")
 
 
+def test_the_fold_benchmark(tmp_path: Path) -> None:
+    """Both durabilities, beside the roofline where kernels were compiled; nothing is left behind."""
+    command = [sys.executable, "-m", "fedmq.cli.main", "bench", "fold", "--n", "20000", "--k", "3"]
+    done = subprocess.run(
+        [*command, "--optimizer", "adam", "--json", "-"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["n"], found["k"], found["optimizer"]) == (20000, 3, "adam")
+    assert [one["durability"] for one in found["runs"]] == ["os", "fsync"]
+    for one in found["runs"]:
+        assert one["gbps"] == pytest.approx(4e-6 * 20000 * 3 / one["ms"])
+        assert one["cpu_ms"] > 0
+        if kernels.backend == "native":
+            assert one["of_roofline"] == pytest.approx(one["gbps"] / found["read4_gbps"])
+        else:
+            assert one["of_roofline"] is None
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_the_federation_benchmark(tmp_path: Path, mode: str) -> None:
     """Both durabilities, each with its figures; nothing is left behind, and the bar is for rounds alone."""

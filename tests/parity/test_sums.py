@@ -1,6 +1,8 @@
 """Parity of the Accumulator."""
 
 import itertools
+import math
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -197,3 +199,109 @@ def test_what_is_refused_leaves_no_trace(native: ModuleType, reference: ModuleTy
         with pytest.raises(ValueError, match="63 bits"):
             sums.add(huge)
         assert sums.totals().tolist() == [(2**13 - 1) << 50] * 3
+
+
+@given(
+    SIZES,
+    SEEDS,
+    UPDATES.filter(bool),
+    st.integers(0, 44),
+    st.none() | st.floats(1e-3, 1e3),
+    st.booleans(),
+    st.sampled_from([0.0, 1e-3, 0.7, 1.0, 40.0]),
+    st.sampled_from([0, 2048]),
+)
+@settings(max_examples=80, deadline=None)
+def test_updates_added_together(
+    native: ModuleType,
+    reference: ModuleType,
+    vector: Callable[..., Any],
+    unaligned: Callable[[bytes, int], memoryview],
+    same_bits: Callable[[Any, Any], None],
+    n: int,
+    seed: int,
+    updates: list[dict[str, Any]],
+    frac_bits: int,
+    max_norm: float | None,
+    truncate: bool,
+    honesty: float,
+    offset: int,
+) -> None:
+    """The same sum, and the same refusals, as one after the other; whatever was there before, whatever norms say."""
+    together, twin, single = (
+        module.Accumulator(n, frac_bits=frac_bits, offset=offset) for module in (native, reference, reference)
+    )
+    encodings = [update["encoding"] for update in updates]
+    weights = [update["weight"] for update in updates]
+    payloads = [
+        reference.encode(vector(update["kind"], n, seed + i), update["encoding"], key=KEY)
+        for i, update in enumerate(updates)
+    ]
+    norms = [
+        honesty * reference.sum_squares(payload, encoding=encoding) ** 0.5
+        for payload, encoding in zip(payloads, encodings, strict=True)
+    ]
+    moved = [unaligned(payload, update["shift"]) for payload, update in zip(payloads, updates, strict=True)]
+    how = {"max_norm": max_norm, "truncate": truncate}
+    try:
+        twin.add_all(payloads, weights, norms, encoding=encodings, **how)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error).partition(":")[0])):
+            together.add_all(moved, weights, norms, encoding=encodings, **how)
+    else:
+        together.add_all(moved, weights, norms, encoding=encodings, **how)
+        for payload, encoding, weight, norm in zip(payloads, encodings, weights, norms, strict=True):
+            single.add(payload, encoding=encoding, weight=weight, norm=norm, **how)
+        same_bits(together.totals(), single.totals())
+    same_bits(together.totals(), twin.totals())
+    for sums in (together, twin):
+        sums.add_noise(2.5, key=KEY, nonce=NONCE)
+    same_bits(together.mean(7.25), twin.mean(7.25))
+    for sums in (together, twin):
+        sums.reset(4096)
+        sums.add_noise(2.5, key=KEY, nonce=NONCE)
+    same_bits(together.totals(), twin.totals())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf, 2.0**31])
+def test_a_refused_group_leaves_no_trace(
+    native: ModuleType, same_bits: Callable[[Any, Any], None], threads: int, truncate: bool, bad: float
+) -> None:
+    """One bad value among many good updates: the sum is as before, and takes the good ones afterwards."""
+    n = 300_000
+    payloads = [np.random.default_rng(seed).standard_normal(n).astype(np.float32) for seed in range(11)]
+    weights, norms = [1.0 + i / 3 for i in range(11)], [native.sum_squares(x) ** 0.5 for x in payloads]
+    sums = native.Accumulator(n, frac_bits=20, threads=threads)
+    sums.add_all(payloads[:5], weights[:5], norms[:5], truncate=truncate)
+    before = sums.totals()
+    damaged = [x.copy() for x in payloads]
+    damaged[9][n - 2] = bad
+    for norm in (norms[9], 1e9):
+        with pytest.raises(ValueError, match=r"payloads\[9\]"):
+            sums.add_all(damaged, weights, [*norms[:9], norm, norms[10]], truncate=truncate)
+        same_bits(sums.totals(), before)
+    sums.add_all(payloads[5:], weights[5:], norms[5:], truncate=truncate)
+    whole = native.Accumulator(n, frac_bits=20)
+    for x, weight in zip(payloads, weights, strict=True):
+        whole.add(x, weight=weight, truncate=truncate)
+    same_bits(sums.totals(), whole.totals())
+
+
+@pytest.mark.parametrize("bits", [1, 20, 49, 50])
+def test_the_room_that_a_group_takes(native: ModuleType, reference: ModuleType, bits: int) -> None:
+    """2^bits for each update, or what it needs where a value is at the very end: seen in the noise that still fits."""
+    for value in (-(2.0**bits), 2.0**bits, 2.0**bits - 0.5 if bits < 23 else -(2.0 ** (bits - 1))):
+        for sigma in (2.0**59, 0.97 * 2.0**63 / 9.5 - 2.0 ** (bits + 3), 2.0**63 / 9.5 - 2.0**bits):
+            fits = []
+            for module in (native, reference):
+                sums = module.Accumulator(2, frac_bits=0)
+                x = np.float32([value, 0.25])
+                sums.add_all([x] * 9, [1.0] * 9, [np.nextafter(2.0**bits, 0)] * 9)
+                try:
+                    sums.add_noise(sigma, key=KEY, nonce=NONCE)
+                    fits.append(True)
+                except ValueError:
+                    fits.append(False)
+            assert fits[0] == fits[1]

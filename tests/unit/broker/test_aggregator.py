@@ -16,6 +16,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmq.broker import frozen
 from fedmq.broker.aggregator import FoldJob, fold, plan_fold
 from fedmq.broker.rows import AcceptRow, VersionInfo
 from fedmq.broker.store.spool import Spool
@@ -100,6 +101,22 @@ def state(tmp_path: Path) -> State:
 
 def plan(state: State, rows: Sequence[AcceptRow], **options: Any) -> FoldJob:
     return plan_fold(state.base, rows, **({"weighting": "uniform", "optimizer": config.Sgd()} | options))
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_more_payloads_than_may_be_mapped_together(
+    state: State, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    """Groups of payloads make the bytes of one group; which ones stay mapped does not show."""
+    rows = [
+        state.accept(x, encoding=e) for x, e in zip(DELTAS, ("f32", "i8", "f32", "f16", "bf16"), strict=True)
+    ]
+    options: dict[str, Any] = {"mechanism": RECORD, "master_key": MASTER} if private else {}
+    job = plan(state, rows, **options)
+    whole = state.fold(job, tile=SMALL_TILE)
+    for together in (1, 2, 3):
+        monkeypatch.setattr(frozen, "TOGETHER", together)
+        assert state.fold(job, tile=SMALL_TILE) == whole
 
 
 def test_a_version_is_the_base_plus_the_mean(state: State) -> None:
