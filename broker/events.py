@@ -97,6 +97,8 @@ class Sealed(Event, frozen=True):
     task: bytes
     digest: bytes
     norm: float | None
+    fault: str = ""
+    """Why these bytes are no payload of the model's values in their encoding."""
 
 
 class Folded(Event, frozen=True):
@@ -213,6 +215,8 @@ class OpenUpload(Action, frozen=True):
     task: bytes
     size: int
     encoding: str
+    n: int | None = None
+    """Values that the payload must be of, where that is not said by its size."""
 
 
 class WritePart(Action, frozen=True):

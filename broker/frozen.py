@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.fedcore import kernels
-from fedmq.fedcore.codecs import payload_size
+from fedmq.fedcore.codecs import payload_size, topk_part
 from fedmq.fedcore.layout import Flat
 from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE
 from fedmq.fedcore.strategy.combination import Combination, Coordinates, Mixture
@@ -28,7 +28,7 @@ from .store.spool import Spool
 __all__ = ["PIECE_VALUES", "SEGMENT", "TOGETHER", "FrozenBuffer"]
 
 SEGMENT: Final = 16 * 1024
-"""Elements over which a distance is taken at a time: a block of the kernels' sums."""
+"""Elements over which a distance is taken at a time: a block of the kernels' sums, and of a topk payload."""
 
 PIECE_VALUES: Final = 1 << 20
 """Decoded values in memory at a time, of all updates together."""
@@ -136,7 +136,7 @@ class FrozenBuffer:
         return self.mix(combination, frac_bits, start, stop, out)
 
     def mix(self, mixture: Mixture, frac_bits: int, start: int, stop: int, out: Flat) -> Flat:
-        """Elements [start, stop) of a mixture, into `out`; `start` is a multiple of 1024."""
+        """Elements [start, stop) of a mixture, into `out`; `start` is a multiple of `SEGMENT`."""
         total = self._zero(frac_bits, start, stop)
         rows, weights = self._weighed(mixture)
         self._add(total, rows, weights, start, stop, max_norm=mixture.max_norm)
@@ -221,7 +221,11 @@ class FrozenBuffer:
         return x if row.weight == 1.0 else (x.astype(np.float64) * row.weight).astype(np.float32)
 
     def _part(self, row: AcceptRow, start: int, stop: int) -> memoryview:
-        """The bytes of elements [start, stop) of an update, without a copy; `start` is a multiple of 1024."""
+        """The bytes of elements [start, stop) of an update, without a copy; `start` is a multiple of `SEGMENT`."""
+        if row.encoding == "topk":
+            payload = self._spool.payload(row.task) if row.inline is None else memoryview(row.inline)
+            first, last = topk_part(payload, start, stop)
+            return payload[first:last]
         first, last = payload_size(row.encoding, start), payload_size(row.encoding, stop)
         if row.inline is not None:
             return memoryview(row.inline)[first:last]

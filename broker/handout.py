@@ -107,7 +107,8 @@ class Handout:
         task = books.ids.make(kind, worker.id, info.version, info.digest)
         held = books.workers.hold(worker, task, kind, info.version, now)
         books.tally.add("tasks_sent", kind)
-        wanted = books.config.aggregate.encoding
+        aggregate = books.config.aggregate
+        encoding = aggregate.encoding if aggregate.encoding in session.encodings else "f32"
         message = wire.Task(
             task=task,
             seq=held.seq,
@@ -116,7 +117,9 @@ class Handout:
             size=info.size,
             digest=info.digest or None,
             layout=info.layout or None,
-            encoding=wanted if wanted in session.encodings else "f32",
+            encoding=encoding,
+            keep=aggregate.keep(info.n) if encoding == "topk" and kind == "fit" else None,
+            feedback=True if aggregate.feeds_back and encoding != "f32" and kind == "fit" else None,
             seed=task_seed(books.config.federation.seed, worker.name, info.version, nth),
             deadline_s=max(deadline_s, 0.0),
             config=books.config.task,

@@ -2,7 +2,7 @@
 
 An offer is checked in this order, and what fails changes nothing: the id's MAC (so that nobody learns
 anything about other workers' tasks), its staleness, whether it is known, then what it claims of itself
-(layout, encoding, size, examples), then, once the bytes are here, digest, finiteness and norm. An accepted
+(layout, encoding, size, examples), then, once the bytes are here, digest, form, finiteness and norm. An accepted
 update is one journal row, and its ACK follows that row's commit.
 """
 
@@ -137,6 +137,8 @@ class Intake:
         verdict = self._judge(worker, offer)
         if event.digest != offer.digest:
             verdict = "rejected", "digest: the bytes are not what was offered"
+        elif verdict is None and event.fault:
+            verdict = "rejected", event.fault
         elif verdict is None and self._has_no_place(worker, offer):
             books.uploads.put_off(upload)
             self._wait(worker, offer.task, "place", now)
@@ -229,8 +231,9 @@ class Intake:
             return "rejected", "encoding: unknown"
         if books.config.privacy is not None and offer.encoding != "f32":
             return "rejected", "encoding: f32 where privacy is on"
-        expected = codecs.payload_size(offer.encoding, info.n)
-        if offer.size != expected:
+        least, most = codecs.size_range(offer.encoding, info.n)
+        if offer.size is None or not least <= offer.size <= most:
+            expected = f"{least}" if least == most else f"{least} to {most}"
             return "rejected", f"size: {expected} bytes in {offer.encoding}"
         return None
 
@@ -265,7 +268,8 @@ class Intake:
             self._wait(worker, offer.task, "disk", now)
             return
         books.uploads.start(worker.id, worker.session.peer, offer, now)
-        books.emit(OpenUpload(offer.task, offer.size, offer.encoding or "f32"))
+        n = books.versions[offer.base].n if offer.kind == "fit" else None
+        books.emit(OpenUpload(offer.task, offer.size, offer.encoding or "f32", n))
 
     def _fits_on_disk(self, size: int) -> bool:
         """Whether the spool may take so many bytes more.
@@ -321,7 +325,12 @@ class Intake:
         if offer.kind == "init":
             self._adopt(offer.task, bytes(payload))
             return
-        norm = math.sqrt(kernels.sum_squares(payload, encoding=offer.encoding or "f32"))
+        n = self._books.versions[offer.base].n
+        try:
+            norm = math.sqrt(kernels.sum_squares(payload, encoding=offer.encoding or "f32", n=n))
+        except ValueError as error:  # which names the payload
+            self._refuse(worker, offer.task, "rejected", str(error), now)
+            return
         self._books.discard(offer.task)  # it may have begun to send the same in PARTs
         verdict = self._accept(worker, offer, norm, bytes(payload), now)
         if verdict is not None:

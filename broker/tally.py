@@ -43,6 +43,7 @@ ANSWERED = {
     "size": "size",
     "examples": "examples",
     "digest": "digest",
+    "payload": "payload",
     "non-finite": "non-finite",
     "norm": "norm",
     "the round is over": "round",

@@ -218,8 +218,8 @@ class Spooler:
 
     def _do(self, job: Spooling) -> Event | None:
         match job:
-            case OpenUpload(task, size, encoding):
-                return UploadOpened(task, self._spool.open(task, size, encoding))
+            case OpenUpload(task, size, encoding, n):
+                return UploadOpened(task, self._spool.open(task, size, encoding, n))
             case WritePart(task, offset, data):
                 return PartWritten(task, self._spool.write(task, offset, data))
             case Seal(task):

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "sums.h"
+#include "topk.h"
 
 namespace fedmq {
 namespace {
@@ -19,7 +20,8 @@ struct EncodingFacts {
 };
 
 // In the order of enum Encoding.
-constexpr EncodingFacts kEncodings[] = {{"f32", 4, "f"}, {"f16", 2, "eH"}, {"bf16", 2, "H"}, {"i8", 1, ""}};
+constexpr EncodingFacts kEncodings[] = {{"f32", 4, "f"}, {"f16", 2, "eH"}, {"bf16", 2, "H"}, {"i8", 1, ""},
+                                       {"topk", 0, ""}};
 
 const EncodingFacts& facts(Encoding encoding) { return kEncodings[static_cast<std::size_t>(encoding)]; }
 
@@ -105,7 +107,7 @@ Encoding encoding_argument(py::handle value) {
     for (std::size_t i = 0; i < std::size(kEncodings); ++i) {
         if (PyUnicode_CompareWithASCIIString(value.ptr(), kEncodings[i].name) == 0) return static_cast<Encoding>(i);
     }
-    throw py::value_error("encoding must be one of f32, f16, bf16, i8, not " + describe(value));
+    throw py::value_error("encoding must be one of f32, f16, bf16, i8, topk, not " + describe(value));
 }
 
 std::size_t payload_size(Encoding encoding, std::size_t n) {
@@ -142,6 +144,12 @@ std::size_t element_count(std::size_t size, const std::string& name, Encoding en
 Payload payload_argument(py::handle value, const std::string& name, Encoding encoding, std::optional<std::size_t> n) {
     Memory memory = bytes_argument(value, name, encoding);
     const std::size_t size = memory.size();
+    if (encoding == Encoding::topk) {
+        TopkBlocks blocks = topk_blocks(memory.data(), size, name);
+        check_values(blocks.n, n, name, encoding);
+        const View view{memory.data(), encoding, blocks.n, blocks.starts.data()};
+        return {std::move(memory), view, std::move(blocks.starts)};
+    }
     if (n && size != payload_size(encoding, *n)) {
         throw py::value_error(name + " must be " + std::to_string(payload_size(encoding, *n)) + " bytes (" +
                               std::to_string(*n) + " values as " + facts(encoding).name + "), not " +
@@ -149,6 +157,18 @@ Payload payload_argument(py::handle value, const std::string& name, Encoding enc
     }
     const View view{memory.data(), encoding, n ? *n : element_count(size, name, encoding)};
     return {std::move(memory), view};
+}
+
+std::optional<std::size_t> values_argument(py::handle value) {
+    if (value.is_none()) return std::nullopt;
+    return static_cast<std::size_t>(count_argument(value, "n", 0, std::int64_t{1} << 62));
+}
+
+void check_values(std::size_t n, std::optional<std::size_t> expected, const std::string& name, Encoding encoding) {
+    if (expected && n != *expected) {
+        throw std::invalid_argument(name + " must be of " + std::to_string(*expected) + " values, as " +
+                                    facts(encoding).name + ", not of " + std::to_string(n));
+    }
 }
 
 std::vector<Payload> payloads_argument(py::handle value, py::handle encoding, std::optional<std::size_t> n) {

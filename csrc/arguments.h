@@ -49,6 +49,7 @@ private:
 struct Payload {
     Memory memory;
     View view;
+    std::vector<std::uint64_t> starts = {};  // what view.starts points to
 };
 
 // A contiguous float32 array.
@@ -61,17 +62,23 @@ struct Floats {
 enum class Access { read, write };
 
 Encoding encoding_argument(py::handle value);
-std::size_t payload_size(Encoding encoding, std::size_t n);
+std::size_t payload_size(Encoding encoding, std::size_t n);  // of any encoding but topk
 
 // Bytes, or elements of the encoding's own type; any number of bytes.
 Memory bytes_argument(py::handle value, const std::string& name, Encoding encoding);
 
-// How many values so many bytes hold.
+// How many values so many bytes hold, in any encoding but topk.
 std::size_t element_count(std::size_t size, const std::string& name, Encoding encoding);
 
 // A payload of exactly n values, or of any whole number of them.
 Payload payload_argument(py::handle value, const std::string& name, Encoding encoding,
                          std::optional<std::size_t> n = std::nullopt);
+
+// None, or a number of values.
+std::optional<std::size_t> values_argument(py::handle value);
+
+// Throws unless there are as many values as there should be.
+void check_values(std::size_t n, std::optional<std::size_t> expected, const std::string& name, Encoding encoding);
 
 // One or more payloads of n values, or of any one number of them; `encoding` is one for all of them, or one for each.
 std::vector<Payload> payloads_argument(py::handle payloads, py::handle encoding,

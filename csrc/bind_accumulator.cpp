@@ -22,6 +22,7 @@
 #include "bindings.h"
 #include "dispatch.h"
 #include "sums.h"
+#include "topk.h"
 
 namespace fedmq {
 namespace {
@@ -54,7 +55,9 @@ public:
         how.truncate = truncate;
         py::object owner;
         const std::size_t size = update.memory.size();
-        if (size <= kKeptBytes / kMinKept) owner = immutable_owner(payload);
+        // One of topk alone moves no more of the totals than one of many.
+        const bool waits = update.view.encoding != Encoding::topk && size <= kKeptBytes / kMinKept;
+        if (waits) owner = immutable_owner(payload);
 
         std::optional<double> computed;
         std::vector<py::object> released;
@@ -196,49 +199,94 @@ private:
 // The norm of a payload that arrives in pieces: a block of the sum of squares at a time.
 class Norm {
 public:
-    explicit Norm(py::handle encoding)
-        : encoding_(encoding_argument(encoding)), block_bytes_(payload_size(encoding_, kNormBlock)) {}
+    Norm(py::handle encoding, py::handle n) : encoding_(encoding_argument(encoding)), expected_(values_argument(n)) {}
 
     void update(py::handle data) {
         const Memory piece = bytes_argument(data, "data", encoding_);
         const py::gil_scoped_release unlocked;
         const std::lock_guard<std::mutex> lock(mutex_);
         const std::byte* at = piece.data();
-        std::size_t left = piece.size();
-        if (!pending_.empty()) {
-            const std::size_t missing = block_bytes_ - pending_.size();
+        const std::byte* const end = at + piece.size();
+        for (;;) {
+            // Blocks are read where they lie; one that a piece ends in is put together in `pending_`.
+            const bool waits = !pending_.empty();
+            const std::byte* const from = waits ? pending_.data() : at;
+            const std::size_t here = waits ? pending_.size() : static_cast<std::size_t>(end - at);
+            const std::size_t whole = block_bytes(from, here);
+            if (here >= whole) {
+                take(from, whole);
+                if (waits) pending_.clear();
+                else at += whole;
+                continue;
+            }
+            const std::size_t missing = waits ? whole - here : whole;
+            const std::size_t left = static_cast<std::size_t>(end - at);
             const std::size_t taken = left < missing ? left : missing;
             pending_.insert(pending_.end(), at, at + taken);
             at += taken;
-            left -= taken;
-            if (pending_.size() < block_bytes_) return;
-            total_ += block_sum(pending_.data(), kNormBlock);
-            pending_.clear();
+            if (pending_.size() < whole) return;
         }
-        for (; left >= block_bytes_; at += block_bytes_, left -= block_bytes_) total_ += block_sum(at, kNormBlock);
-        pending_.assign(at, at + left);
     }
 
     double value() {
         const py::gil_scoped_release unlocked;
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (pending_.empty()) return std::sqrt(total_);
-        const std::size_t n = element_count(pending_.size(), "the data so far", encoding_);
-        return std::sqrt(total_ + block_sum(pending_.data(), n));
+        double total = total_;
+        std::size_t n = n_;
+        if (!pending_.empty() && encoding_ == Encoding::topk) {
+            blocks_of(pending_.data(), pending_.size());  // throws: it is not whole
+        } else if (!pending_.empty()) {
+            const std::size_t rest = element_count(pending_.size(), kSoFar, encoding_);
+            total += block_sum(View{pending_.data(), encoding_, rest});
+            n += rest;
+        }
+        check_values(n, expected_, kSoFar, encoding_);
+        return std::sqrt(total);
     }
 
 private:
-    double block_sum(const std::byte* data, std::size_t n) const {
+    static constexpr const char* kSoFar = "the data so far";
+
+    // The size of the block that begins at `data`, of which `size` bytes are here; for topk, as far as can be told.
+    std::size_t block_bytes(const std::byte* data, std::size_t size) const {
+        return encoding_ == Encoding::topk ? topk_block_size(data, size) : payload_size(encoding_, kNormBlock);
+    }
+
+    void take(const std::byte* data, std::size_t size) {
+        View block{data, encoding_, kNormBlock};
+        TopkBlocks found;
+        if (encoding_ == Encoding::topk) {
+            found = blocks_of(data, size);
+            block.n = found.n;
+            block.starts = found.starts.data();
+        }
+        total_ += block_sum(block);
+        n_ += block.n;
+        ++blocks_;
+    }
+
+    // The blocks that follow those so far.
+    TopkBlocks blocks_of(const std::byte* data, std::size_t size) const {
+        if (n_ % kTopkBlock != 0) {
+            throw std::invalid_argument(std::string(kSoFar) + ": block " + std::to_string(blocks_ - 1) +
+                                        " of a topk payload is of " + std::to_string(n_ % kTopkBlock) +
+                                        " values, and not the last one");
+        }
+        return topk_blocks(data, size, kSoFar, blocks_);
+    }
+
+    double block_sum(const View& block) const {
         double sum = 0.0;
-        kernels().square_blocks(View{data, encoding_, n}, &sum, 0, n);
+        kernels().square_blocks(block, &sum, 0, block.n);
         return sum;
     }
 
     const Encoding encoding_;
-    const std::size_t block_bytes_;
+    const std::optional<std::size_t> expected_;
     std::mutex mutex_;
     std::vector<std::byte> pending_;  // less than a block
     double total_ = 0.0;
+    std::size_t n_ = 0, blocks_ = 0;
 };
 
 }  // namespace
@@ -263,7 +311,7 @@ void bind_accumulator(py::module_& module) {
         .def("totals", &Accumulator::totals, "Return a copy of the sum, int64[n], in units of 2^-frac_bits.");
 
     py::class_<Norm>(module, "Norm", "The norm of a payload that arrives in pieces.")
-        .def(py::init<py::handle>(), py::arg("encoding") = "f32")
+        .def(py::init<py::handle, py::handle>(), py::arg("encoding") = "f32", py::arg("n") = py::none())
         .def("update", &Norm::update, py::arg("data"), "Take the next bytes, any number of them.")
         .def("value", &Norm::value, "Return the norm of what has come so far, which must end with a whole value.");
 }

@@ -1,5 +1,8 @@
 // encode and decode.
 
+#include <memory>
+#include <vector>
+
 #include "arguments.h"
 #include "bindings.h"
 #include "dispatch.h"
@@ -7,6 +10,22 @@
 
 namespace fedmq {
 namespace {
+
+// Block by block: where the next one begins is known when this one is written.
+py::bytes encode_topk(const Floats& floats) {
+    std::vector<std::byte> payload;
+    {
+        const py::gil_scoped_release unlocked;
+        const KernelTable& kernel = kernels();
+        const std::unique_ptr<std::byte[]> block(new std::byte[kTopkBlockMost]);
+        for (std::size_t first = 0; first < floats.n; first += kTopkBlock) {
+            const std::size_t n = floats.n - first < kTopkBlock ? floats.n - first : kTopkBlock;
+            const std::size_t size = kernel.encode_topk(floats.data + first, n, block.get());
+            payload.insert(payload.end(), block.get(), block.get() + size);
+        }
+    }
+    return py::bytes(reinterpret_cast<const char*>(payload.data()), payload.size());
+}
 
 py::bytes encode(py::handle x, py::handle encoding, py::handle key, py::handle nonce) {
     const Encoding name = encoding_argument(encoding);
@@ -19,6 +38,7 @@ py::bytes encode(py::handle x, py::handle encoding, py::handle key, py::handle n
     }
     const auto number = nonce.is_none() ? std::array<std::uint8_t, 12>{} : nonce_argument(nonce);
 
+    if (name == Encoding::topk) return encode_topk(floats);
     const std::size_t size = payload_size(name, floats.n);
     const py::object payload =
         py::reinterpret_steal<py::object>(PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(size)));

@@ -11,8 +11,8 @@
 namespace fedmq {
 namespace {
 
-double squares(py::handle payload, py::handle encoding, py::handle threads) {
-    const Payload update = payload_argument(payload, "payload", encoding_argument(encoding));
+double squares(py::handle payload, py::handle encoding, py::handle n, py::handle threads) {
+    const Payload update = payload_argument(payload, "payload", encoding_argument(encoding), values_argument(n));
     const int workers = threads_argument(threads);
     const py::gil_scoped_release unlocked;
     return sum_squares(update.view, workers);
@@ -57,7 +57,7 @@ void add_gaussian(py::handle x, py::handle sigma, py::handle key, py::handle non
 
 void bind_vectors(py::module_& module) {
     module.def("sum_squares", &squares, py::arg("payload"), py::kw_only(), py::arg("encoding") = "f32",
-               py::arg("threads") = py::none(),
+               py::arg("n") = py::none(), py::arg("threads") = py::none(),
                "Return the sum of the squares of a payload's values; inf or NaN when it holds one.");
     module.def("clip_", &clip, py::arg("x"), py::arg("max_norm"), py::kw_only(), py::arg("threads") = py::none(),
                "Scale `x` in place so that its norm is at most `max_norm`; return the norm that it had.");

@@ -17,17 +17,25 @@
 
 namespace fedmq {
 
-enum class Encoding : std::uint8_t { f32, f16, bf16, i8 };
+enum class Encoding : std::uint8_t { f32, f16, bf16, i8, topk };
 
 // i8: blocks of 1024 values, each a float32 scale followed by the int8 values; the last block is shorter.
 constexpr std::size_t kBlockI8 = 1024;
 constexpr std::size_t kScaleBytes = 4;
+
+// topk: blocks of 16 Ki positions, the last block shorter, with only what is not zero in them: three uint16 (how many
+// positions, how many values, bytes of gaps), the gaps between positions (1 or 2 bytes each), the values as halves.
+constexpr std::size_t kTopkBlock = std::size_t{16} << 10;
+constexpr std::size_t kTopkHeadBytes = 6;
+constexpr std::size_t kTopkValueBytes = 2;
+constexpr std::size_t kTopkBlockMost = kTopkHeadBytes + (1 + kTopkValueBytes) * kTopkBlock;  // nothing is zero
 
 // An encoded vector of n elements that somebody else keeps alive.
 struct View {
     const std::byte* data;
     Encoding encoding;
     std::size_t n;
+    const std::uint64_t* starts = nullptr;  // topk: where each block begins in `data`, and where the last one ends
 };
 
 // Types that may lie anywhere and alias anything.

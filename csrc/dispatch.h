@@ -32,6 +32,7 @@ constexpr std::size_t kNormBlock = std::size_t{16} << 10;
 
 // Every range that a kernel gets starts at a multiple of this many elements: whole blocks of every encoding and norm.
 constexpr std::size_t kRangeStep = kNormBlock;
+static_assert(kRangeStep % kTopkBlock == 0, "a range cuts no block");
 
 // The numbers of an adaptive server optimizer.
 struct Adaptive {
@@ -80,6 +81,9 @@ struct KernelTable {
     void (*encode)(const f32u* x, Encoding encoding, std::byte* data, const Stream& stream, std::size_t first,
                    std::size_t last);
     void (*decode)(const View& payload, float* out, std::size_t first, std::size_t last);
+
+    // topk.inc; `encode` is for the encodings whose size is known beforehand
+    std::size_t (*encode_topk)(const f32u* x, std::size_t n, std::byte* out);
 
     // robust.inc; scratch: `x` is room for count pointers, `tile` for count * kRowStep floats
     bool (*median)(const View* rows, std::size_t count, const f32u** x, float* tile, f32u* out, std::size_t first,

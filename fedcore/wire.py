@@ -163,6 +163,8 @@ class Task(Message, frozen=True, kw_only=True):
     digest: Digest | None = None
     layout: LayoutDigest | None = None
     encoding: Text = "f32"
+    keep: Count | None = None
+    feedback: bool | None = None
     seed: Seed = 0
     deadline_s: Seconds = 0.0
     config: dict[str, Any] = {}
@@ -172,6 +174,8 @@ class Task(Message, frozen=True, kw_only=True):
         _check_nesting(self.config)
         if self.seed >= 2**64:
             raise ValueError("seed is a uint64")
+        if self.keep == 0:
+            raise ValueError("keep is 1 or more")
         if self.kind != "init" and (self.digest is None or self.layout is None):
             raise ValueError(f"a {self.kind} task carries digest and layout")
 

@@ -12,31 +12,35 @@ Rules that hold here:
 """
 
 import logging
-import math
 import queue
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Final
 
 import msgspec
 import numpy as np
 
-from fedmq.fedcore import kernels, model_file, state_dict, wire
-from fedmq.fedcore.errors import BudgetExhausted, ClientAppError, FedmqError, ModelError, TaskCancelled
+from fedmq.fedcore import model_file, state_dict, wire
+from fedmq.fedcore.errors import (
+    BudgetExhausted,
+    ClientAppError,
+    FedmqError,
+    ModelError,
+    StateError,
+    TaskCancelled,
+)
 from fedmq.fedcore.layout import Array, Flat, Layout
 
 from .client import ClientApp, TaskContext, check_evaluation, check_fit, make_initial
+from .compression import encoded
 from .entry import Entry
 from .events import AppFailed, Event, ModelBroken, Stored
+from .feedback import Feedback
 from .models import ModelCache
 from .outbox import Outbox
 
 log = logging.getLogger("fedmq.worker")
-
-TILE: Final = 1 << 20
-"""Elements encoded at a time; a multiple of every encoding's block."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -60,6 +64,8 @@ class Runner:
         Where models are found, and results go.
     post
         Takes the events, from this thread.
+    feedback
+        Where what encodings leave out is kept.
     state
         A folder of the app's own, for `TaskContext.state`; None where nothing outlives the process.
     """
@@ -72,8 +78,10 @@ class Runner:
         outbox: Outbox,
         post: Callable[[Event], None],
         *,
+        feedback: Feedback,
         state: Path | None = None,
     ) -> None:
+        self._feedback = feedback
         self._state = state
         self._app = app
         self._node = dict(node)
@@ -137,7 +145,14 @@ class Runner:
             raise
         if job.cancelled.is_set():
             self._outbox.delete(task.task)
+            self._feedback.discard()
             return AppFailed(task.task, "cancelled")
+        try:
+            self._feedback.commit()
+        except StateError as error:
+            self._outbox.delete(task.task)
+            log.error("task failed: %s", error)
+            return AppFailed(task.task, str(error))
         return Stored(entry)
 
     def _work(self, job: Job) -> Entry:
@@ -154,7 +169,21 @@ class Runner:
         delta = state_dict.delta(layout, layout.flat(file), fit.weights)
         entry = _entry(job, fit.examples, fit.metrics)
         del weights, fit  # the delta is all that is needed: half the memory while it is encoded
-        return self._outbox.put(entry, encoded(delta, job.task.encoding, job.task.seed))
+        try:
+            return self._outbox.put(entry, self._payload(job, delta))
+        except BaseException:
+            self._feedback.discard()
+            raise
+
+    def _payload(self, job: Job, delta: Flat) -> Iterator[bytes]:
+        """The delta's bytes, tile by tile; with feedback, those of what earlier ones left out as well."""
+        task = job.task
+        if not task.feedback or task.encoding == "f32":
+            yield from encoded(delta, task.encoding, task.seed, keep=task.keep)
+            return
+        draft = self._feedback.begin(task.task, job.federation, task.layout or b"", task.version, delta)
+        yield from encoded(delta, task.encoding, task.seed, keep=task.keep, left_out=draft.write)
+        draft.finish()  # before the outbox makes an entry of what it got
 
     def _init(self, job: Job) -> Entry:
         model = model_file.from_arrays(make_initial(self._app, self._context(job)))
@@ -198,37 +227,6 @@ class _Broken(Exception):
     def __init__(self, digest: bytes) -> None:
         super().__init__(digest.hex())
         self.digest = digest
-
-
-def encoded(delta: Flat, encoding: str, seed: int) -> Iterator[bytes]:
-    """The payload of a delta, tile by tile.
-
-    Parameters
-    ----------
-    delta : ndarray of float32, shape (n,)
-    encoding : str
-        One of `fedmq.fedcore.codecs.ENCODINGS`.
-    seed : int
-        The task's; what ``i8`` rounds with comes from it, so that a run can be repeated.
-
-    Raises
-    ------
-    ClientAppError
-        When a value is not finite in this encoding.
-    """
-    key = _rounding_key(seed) if encoding == "i8" else None
-    for start in range(0, delta.size, TILE):
-        nonce = (start // TILE).to_bytes(12, "little")
-        chunk = kernels.encode(delta[start : start + TILE], encoding, key=key, nonce=nonce)
-        if not math.isfinite(kernels.sum_squares(chunk, encoding=encoding)):
-            raise ClientAppError("non-finite update: the weights moved further than its encoding can say")
-        yield chunk
-
-
-def _rounding_key(seed: int) -> bytes:
-    import hashlib  # whose OpenSSL takes 3 ms to load: only i8 pays for it
-
-    return hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=32, person=b"fedmq rounding 1").digest()
 
 
 def _entry(job: Job, examples: int, metrics: dict[str, float]) -> Entry:

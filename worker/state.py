@@ -6,6 +6,7 @@
                       its keys, where the broker has some (`keys.py`)
     STATE/models/     model cache (`models.py`)
     STATE/outbox/     updates not yet acknowledged (`outbox.py`)
+    STATE/feedback/   what encodings left out of them (`feedback.py`)
     STATE/app/        the client app's own: `TaskContext.state`
 
 Rules that hold here:
@@ -55,7 +56,7 @@ class StateFolder:
             self._lock = _lock(self.path / "lock", owner)
             try:
                 self.instance = _instance(self.path / "instance")
-                for name in ("models", "outbox", "app"):
+                for name in ("models", "outbox", "feedback", "app"):
                     (self.path / name).mkdir(exist_ok=True)
             except BaseException:
                 os.close(self._lock)
@@ -76,6 +77,11 @@ class StateFolder:
     def outbox(self) -> Path:
         """Where the outbox lies."""
         return self.path / "outbox"
+
+    @property
+    def feedback(self) -> Path:
+        """Where what encodings leave out is kept."""
+        return self.path / "feedback"
 
     @property
     def app(self) -> Path | None:

@@ -26,6 +26,7 @@ from fedmq.fedcore.errors import ConfigError, ConnectError
 from .body import Body
 from .client import ClientApp, load_app, resolve_app
 from .events import Event, Pause, Resume, Stop
+from .feedback import Feedback
 from .hooks import Hooks, MayTrainFunction, OnEvent
 from .models import ModelCache
 from .outbox import Outbox
@@ -271,6 +272,9 @@ class Worker:
             invited = "" if self._token is None else self._token.name
             name = self._name or invited or f"{os.uname().nodename[:64]}-{folder.instance.hex()[:6]}"
             outbox = Outbox(folder.outbox, fsync=self._fsync)
+            stored = outbox.load()
+            feedback = Feedback(folder.feedback, fsync=self._fsync)
+            feedback.recover({entry.task for entry in stored})
             models = ModelCache(folder.models)
             credentials = self._credentials(folder)
             if credentials is None:
@@ -280,11 +284,13 @@ class Worker:
             session = Session(
                 self._identity(name, folder.instance),
                 rng=random.Random(os.urandom(16)),
-                outbox=outbox.load(),
+                outbox=stored,
                 models=models.lengths(),
             )
             body = Body(_mind(session, credentials), transport, outbox, models, name)
-            body.runner = Runner(self._app, self._node, models, outbox, body.post, state=folder.app)
+            body.runner = Runner(
+                self._app, self._node, models, outbox, body.post, feedback=feedback, state=folder.app
+            )
             body.hooks = Hooks(self._on_event, self._may_train, body.post)
             running = _Running(body, transport, folder, outbox)
             if self._paused:

@@ -56,7 +56,7 @@ class Spool:
         """The tasks of which there are payload bytes."""
         return frozenset(self._tasks)
 
-    def open(self, task: bytes, size: int, encoding: str) -> int:
+    def open(self, task: bytes, size: int, encoding: str, n: int | None = None) -> int:
         """Open an upload, or find it again; how many of its bytes are here.
 
         Parameters
@@ -67,6 +67,8 @@ class Spool:
             The payload's size in bytes. A file that is longer belongs to something else, and is emptied.
         encoding : str
             Of the update; any other name (``safetensors``) has no norm.
+        n : int, optional
+            How many values the payload must be of; `seal` says when it is not.
 
         Raises
         ------
@@ -77,7 +79,7 @@ class Spool:
         if upload is None or (upload.size, upload.encoding) != (size, encoding):
             self._close(task)
             try:
-                upload = _Upload(self.path(task), size, encoding)
+                upload = _Upload(self.path(task), size, encoding, n)
             except OSError as error:
                 raise self._refused(task, error) from error
             self._uploads[task] = upload
@@ -108,12 +110,13 @@ class Spool:
         return upload.length
 
     def seal(self, task: bytes) -> Sealed:
-        """Make a complete upload durable, and say its digest and norm.
+        """Make a complete upload durable, and say its digest and norm, or what is wrong with it.
 
         Returns
         -------
         Sealed
-            The norm is that of the decoded update: inf or NaN when it holds one; None for what is no update.
+            The norm is that of the decoded update: inf or NaN when it holds one; None for what is no update, or has
+            a fault.
 
         Raises
         ------
@@ -132,7 +135,8 @@ class Spool:
         except OSError as error:
             raise self._refused(task, error) from error
         self._close(task)
-        return Sealed(task, upload.digest.digest(), None if upload.norm is None else upload.norm.value())
+        norm = upload.finish()
+        return Sealed(task, upload.digest.digest(), norm, upload.fault)
 
     def payload(self, task: bytes, start: int = 0, stop: int | None = None) -> memoryview:
         """Bytes [start, stop) of a payload, mapped for as long as the view lives.
@@ -181,13 +185,14 @@ class Spool:
 class _Upload:
     """One file that grows, and what is known of its bytes so far."""
 
-    def __init__(self, path: Path, size: int, encoding: str) -> None:
+    def __init__(self, path: Path, size: int, encoding: str, n: int | None) -> None:
         self.size = size
         self.encoding = encoding
         self.length = 0
         self.synced = 0
         self.digest = xxhash.xxh3_128()
-        self.norm = kernels.Norm(encoding) if is_encoding(encoding) else None
+        self.fault = ""
+        self._norm = kernels.Norm(encoding, n) if is_encoding(encoding) else None
         self.descriptor = patiently(lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         try:
             if os.fstat(self.descriptor).st_size > size:
@@ -211,11 +216,27 @@ class _Upload:
         os.fdatasync(self.descriptor)
         self.synced = self.length
 
+    def finish(self) -> float | None:
+        """The norm of all bytes; None where there is none, or a fault."""
+        try:
+            return None if self._norm is None else self._norm.value()
+        except ValueError as error:
+            self._refuse(error)
+            return None
+
     def _take(self, data: memoryview) -> None:
         self.digest.update(data)
-        if self.norm is not None:
-            self.norm.update(data)
         self.length += len(data)
+        try:
+            if self._norm is not None:
+                self._norm.update(data)
+        except ValueError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: ValueError) -> None:
+        """Look no further: what the worker sent is no payload, which it will be told when all is here."""
+        self._norm = None
+        self.fault = f"payload: {error}"
 
 
 def _mapped(path: Path, start: int, stop: int | None) -> memoryview:

@@ -20,10 +20,11 @@ from fedmq.broker.rows import AcceptRow, VersionInfo
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.threads import Spooler, Spooling, write_initial
-from fedmq.fedcore import kernels, model_file, state_dict, wire
+from fedmq.fedcore import model_file, state_dict, wire
 from fedmq.fedcore.apps import TaskContext
 from fedmq.fedcore.config import Config
 from fedmq.fedcore.errors import ConfigError
+from fedmq.worker.compression import encoded
 
 ELEMENTS: Final = 8
 SHARDS_MAX: Final = 100
@@ -169,8 +170,7 @@ class Digits:
         context = TaskContext(kind="fit", version=task.version, seed=task.seed, config=self._task)
         fit = self._app(device % self._shards).fit(state_dict.unpack(layout, file), context)
         delta = state_dict.delta(layout, layout.flat(file), cast(Any, fit.weights))
-        key = task.seed.to_bytes(32, "little")
-        payload = bytes(kernels.encode(delta, task.encoding, key=key))
+        payload = b"".join(encoded(delta, task.encoding, task.seed, keep=task.keep))
         return Update(payload, xxhash.xxh3_128_digest(payload), fit.examples)
 
     def block(self, version: int, offset: int, length: int) -> memoryview:

@@ -28,6 +28,7 @@ namespace {
 #include "kernels/rounding.inc"
 #include "rng/chacha.h"
 #include "rng/normal.h"
+#include "kernels/topk.inc"
 #include "kernels/codec.inc"
 #include "kernels/norm.inc"
 #include "kernels/fold.inc"
@@ -57,6 +58,7 @@ const KernelTable FEDMQ_TABLE = {
     add_gaussian_exact,
     encode,
     decode,
+    encode_topk,
     median,
     trimmed_mean,
     square_distances,

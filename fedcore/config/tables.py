@@ -12,6 +12,7 @@ comments, and a test holds docs/configuration.md to them. The rules:
 """
 
 import ipaddress
+import math
 import re
 from typing import Annotated, ClassVar, Literal
 
@@ -167,9 +168,29 @@ class Aggregate(Table, frozen=True):
         Meta(ge=1, le=10**9, description="An update that claims more is rejected; bounds its weight."),
     ] = 100_000_000
     encoding: Annotated[
-        Literal["f32", "f16", "bf16", "i8"],
-        Meta(description="4, 2, 2 or about 1 byte a parameter."),
+        Literal["f32", "f16", "bf16", "i8", "topk"],
+        Meta(
+            description="4, 2, 2 or about 1 byte a parameter; topk: 3 or 4 bytes for each value that is kept."
+        ),
     ] = "f32"
+    density: Annotated[
+        float, Meta(gt=0, le=1, description="Share of an update's values, its largest, that topk keeps.")
+    ] = 0.01
+    error_feedback: Annotated[
+        bool | None,
+        Meta(description="Send what the encoding left out with the next update. Left out: with topk only."),
+    ] = None
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether workers keep what the encoding leaves out."""
+        if self.encoding == "f32":
+            return False
+        return self.encoding == "topk" if self.error_feedback is None else self.error_feedback
+
+    def keep(self, n: int) -> int:
+        """How many of n values topk keeps."""
+        return max(math.ceil(self.density * n), 1)
 
 
 _Lr = Annotated[float, Meta(gt=0, description="Server learning rate.")]
@@ -490,6 +511,7 @@ def _check_privacy(config: Config) -> None:
         ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
         ("aggregate.weight", config.aggregate.weight, "uniform", "a record counts the same everywhere"),
         ("aggregate.encoding", config.aggregate.encoding, "f32", "an encoding would change the clipped sums"),
+        ("aggregate.error_feedback", bool(config.aggregate.error_feedback), False, "it would evade the clip"),
         ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
         ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
     ]
@@ -602,4 +624,6 @@ def _is_loopback(address: str) -> bool:
 
 
 def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)

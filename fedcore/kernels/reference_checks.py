@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..codecs import Encoding, element_count, is_encoding, payload_size
+from . import reference_topk as topk
 
 __all__ = [
     "Payload",
@@ -35,6 +36,8 @@ __all__ = [
     "secret",
     "stream",
     "threads",
+    "values",
+    "values_in",
     "weight",
     "writable_f32",
 ]
@@ -58,6 +61,7 @@ _VALUE_FORMATS: Final[dict[str, frozenset[str]]] = {
     "f16": frozenset(("e", "<e", "H", "<H")),
     "bf16": frozenset(("H", "<H")),
     "i8": frozenset(),
+    "topk": frozenset(),
 }
 
 
@@ -71,7 +75,8 @@ def known_encoding(encoding: object) -> Encoding:
         raise TypeError(f"encoding must be a str, not {type(encoding).__name__}")
     if not is_encoding(encoding):
         payload_size(encoding, 0)  # raises, with the list of names
-    return encoding  # type: ignore[return-value]
+        raise AssertionError(encoding)
+    return encoding
 
 
 def raw_bytes(name: str, value: Payload, encoding: Encoding) -> NDArray[np.uint8]:
@@ -94,7 +99,9 @@ def raw_bytes(name: str, value: Payload, encoding: Encoding) -> NDArray[np.uint8
 def encoded(name: str, value: Payload, encoding: Encoding, n: int | None = None) -> NDArray[np.uint8]:
     """The bytes of a payload of `n` values, or of any whole number of them."""
     data = raw_bytes(name, value, encoding)
-    if n is None:
+    if encoding == "topk":
+        values(topk.check(name, data), n, name, encoding)
+    elif n is None:
         try:
             element_count(encoding, data.size)
         except ValueError as error:
@@ -103,6 +110,17 @@ def encoded(name: str, value: Payload, encoding: Encoding, n: int | None = None)
         expected = payload_size(encoding, n)
         raise ValueError(f"{name} must be {expected} bytes ({n} values as {encoding}), not {data.size}")
     return data
+
+
+def values(n: int, expected: int | None, name: str, encoding: Encoding) -> None:
+    """As many values as there should be, where that is known."""
+    if expected is not None and n != expected:
+        raise ValueError(f"{name} must be of {expected} values, as {encoding}, not of {n}")
+
+
+def values_in(data: NDArray[np.uint8], encoding: Encoding) -> int:
+    """How many values a payload that has been checked is of."""
+    return topk.span_of(data) if encoding == "topk" else element_count(encoding, data.size)
 
 
 def encodings(encoding: str | Sequence[str], k: int) -> list[Encoding]:
@@ -123,7 +141,7 @@ def payloads_of_one_size(
     if not names:
         raise ValueError("payloads must hold at least one payload, not none")
     first = encoded("payloads[0]", payloads[0], names[0])
-    n = element_count(names[0], first.size)
+    n = values_in(first, names[0])
     rest = [encoded(f"payloads[{i}]", payloads[i], names[i], n) for i in range(1, len(names))]
     return list(zip([first, *rest], names, strict=True)), n
 

@@ -12,6 +12,7 @@ Rules
   of its fraction, so its expectation is v (within 2^-33). A block of zeros has scale 0 and zeros.
 - An ``i8`` block that holds a NaN or an infinity has the scale 0x7fc00000, a NaN, and zeros: it is read as
   NaNs, so that whoever checks an update for finiteness finds it.
+- ``topk`` is written in `reference_topk`: all values that are not zero, as ``f16``.
 - Reading ``i8`` is one float32 product, scale · q_j. All kernels see a value as the float32 that `decode`
   gives. A NaN is read as a NaN; which one is not promised.
 """
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..codecs import BLOCK_I8, SCALE_BYTES, Encoding, payload_size
 from . import reference_checks as checks
+from . import reference_topk as topk
 from .reference_chacha import words
 
 __all__ = ["decode", "decode_range", "encode"]
@@ -76,6 +78,8 @@ def encode(
                 return _encode_bf16(flat).tobytes()
             case "i8":
                 return _encode_i8(flat, *stream).tobytes()
+            case "topk":
+                return topk.encode(flat)
 
 
 def _encode_bf16(flat: F32) -> NDArray[np.uint16]:
@@ -158,6 +162,8 @@ def decode_range(data: Bytes, encoding: Encoding, start: int, stop: int) -> F32:
             return bits.view(np.float32)
         case "i8":
             return _decode_i8(data, start, stop)
+        case "topk":
+            return topk.decode_range(data, start, stop)
 
 
 def _quietly(half: NDArray[np.float16]) -> F32:

@@ -20,8 +20,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codecs import Encoding, element_count, payload_size
+from ..codecs import TOPK_BLOCK, TOPK_HEAD, Encoding, payload_size, size_range
 from . import reference_checks as checks
+from . import reference_topk as topk
 from .reference_codecs import decode_range
 
 __all__ = ["BLOCK", "LANES", "Norm", "clip_", "norm_of", "pairwise_sq_distances", "sum_squares"]
@@ -30,6 +31,7 @@ BLOCK: Final = 16 * 1024  # a multiple of an i8 payload's blocks
 LANES: Final = 16
 
 _TILE: Final = 4 * BLOCK
+_SO_FAR: Final = "the data so far"
 
 F64 = NDArray[np.float64]
 
@@ -66,7 +68,9 @@ def _square_blocks(data: NDArray[np.uint8], encoding: Encoding, n: int) -> Itera
         yield from _sums_of_blocks(x).tolist()
 
 
-def sum_squares(payload: checks.Payload, *, encoding: str = "f32", threads: int | None = None) -> float:
+def sum_squares(
+    payload: checks.Payload, *, encoding: str = "f32", n: int | None = None, threads: int | None = None
+) -> float:
     """Return the sum of the squares of a payload's values; inf or NaN when it holds one.
 
     Parameters
@@ -75,20 +79,22 @@ def sum_squares(payload: checks.Payload, *, encoding: str = "f32", threads: int 
         An encoded update.
     encoding : str
         Its encoding.
+    n : int, optional
+        How many values it must be of; without it, any number of them.
     threads : int, optional
         Accepted for the native twin; the bits do not depend on it.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is of the wrong kind, or no number of values has the payload's size.
+        If an argument is of the wrong kind, or the payload is not one of `n` values.
     """
     name = checks.known_encoding(encoding)
-    data = checks.encoded("payload", payload, name)
+    data = checks.encoded("payload", payload, name, None if n is None else checks.count("n", n, 0, 2**62))
     checks.threads(threads)
     total = 0.0
     with np.errstate(all="ignore"):
-        for block in _square_blocks(data, name, element_count(name, data.size)):
+        for block in _square_blocks(data, name, checks.values_in(data, name)):
             total += block
     return total
 
@@ -105,6 +111,8 @@ class Norm:
     ----------
     encoding : str
         The encoding of the payload.
+    n : int, optional
+        How many values it must be of; without it, any number of them.
 
     Examples
     --------
@@ -115,21 +123,26 @@ class Norm:
     5.0
     """
 
-    def __init__(self, encoding: str = "f32") -> None:
+    def __init__(self, encoding: str = "f32", n: int | None = None) -> None:
         self._encoding = checks.known_encoding(encoding)
-        self._block_bytes = payload_size(self._encoding, BLOCK)
+        self._expected = None if n is None else checks.count("n", n, 0, 2**62)
         self._pending = bytearray()
         self._total = 0.0
+        self._n = 0
 
     def update(self, data: checks.Payload) -> None:
-        """Take the next bytes, any number of them."""
-        piece = checks.raw_bytes("data", data, self._encoding)
-        self._pending += piece.data
-        whole = len(self._pending) // self._block_bytes
+        """Take the next bytes, any number of them.
+
+        Raises
+        ------
+        ValueError
+            If they cannot be of a ``topk`` payload. What came before is then lost as well.
+        """
+        self._pending += checks.raw_bytes("data", data, self._encoding).data
+        whole = self._whole_blocks()
         if whole:
-            size = whole * self._block_bytes
-            self._total = self._add(np.frombuffer(bytes(self._pending[:size]), np.uint8))
-            del self._pending[:size]
+            self._add(np.frombuffer(bytes(self._pending[:whole]), np.uint8))
+            del self._pending[:whole]
 
     def value(self) -> float:
         """Return the norm of what has come so far, which must end with a whole value.
@@ -137,16 +150,46 @@ class Norm:
         Raises
         ------
         ValueError
-            If the bytes so far end inside a value or inside a scale.
+            If the bytes so far end inside a value, a scale or a block, or are not of `n` values.
         """
-        return math.sqrt(self._add(checks.encoded("the data so far", self._pending, self._encoding)))
+        rest = checks.raw_bytes(_SO_FAR, self._pending, self._encoding)
+        total, n = self._sum(rest)
+        checks.values(n, self._expected, _SO_FAR, self._encoding)
+        return math.sqrt(total)
 
-    def _add(self, data: NDArray[np.uint8]) -> float:
+    def _whole_blocks(self) -> int:
+        """The size of the whole blocks that are pending."""
+        pending = self._pending
+        if self._encoding != "topk":
+            size = payload_size(self._encoding, BLOCK)
+            return len(pending) // size * size
+        end = at = 0
+        while len(pending) - at >= TOPK_HEAD.size:
+            _, count, gap_bytes = TOPK_HEAD.unpack_from(pending, at)
+            at += min(TOPK_HEAD.size + gap_bytes + 2 * count, size_range("topk", TOPK_BLOCK)[1])
+            end = at if at <= len(pending) else end
+        return end
+
+    def _add(self, data: NDArray[np.uint8]) -> None:
+        self._total, self._n = self._sum(data)
+
+    def _sum(self, data: NDArray[np.uint8]) -> tuple[float, int]:
+        """The sum of squares and the number of values, with those of a payload that follows."""
+        if self._encoding == "topk":
+            blocks, short = divmod(self._n, TOPK_BLOCK)
+            if short and data.size:
+                raise ValueError(
+                    f"{_SO_FAR}: block {blocks} of a topk payload is of {short} values, and not the last one"
+                )
+            topk.check(_SO_FAR, data, blocks)
+        else:
+            checks.encoded(_SO_FAR, data, self._encoding)
+        n = checks.values_in(data, self._encoding)
         total = self._total
         with np.errstate(all="ignore"):
-            for block in _square_blocks(data, self._encoding, element_count(self._encoding, data.size)):
+            for block in _square_blocks(data, self._encoding, n):
                 total += block
-        return total
+        return total, self._n + n
 
 
 def clip_(x: NDArray[np.float32], max_norm: float, *, threads: int | None = None) -> float:

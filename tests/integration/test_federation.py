@@ -17,14 +17,14 @@ ASYNC: Tables = {"mode": {"kind": "async", "buffer": 3, "concurrency": 8}}
 SYNC: Tables = {"mode": {"kind": "sync", "min_available": 3}}
 
 
-@pytest.mark.parametrize("encoding", ["f32", "f16", "bf16", "i8"])
+@pytest.mark.parametrize("encoding", ["f32", "f16", "bf16", "i8", "topk"])
 def test_rounds_with_every_encoding_give_the_known_model(tmp_path: Path, encoding: str) -> None:
     """Half of the way to one, from a file of zeros: 1 − 2⁻ᵏ, exactly, however it is encoded."""
     zeros = write_model(tmp_path / "zeros.safetensors", {"w": np.zeros((10, 100), np.float32)})
     tables: Tables = {
         **SYNC,
         "model": {"initial": zeros.name},
-        "aggregate": {"encoding": encoding, "weight": "uniform"},
+        "aggregate": {"encoding": encoding, "density": 1.0, "weight": "uniform"},
         "stop": {"versions": 4},
     }
     with Federation(tmp_path, tables) as f:
@@ -36,9 +36,27 @@ def test_rounds_with_every_encoding_give_the_known_model(tmp_path: Path, encodin
         else:
             assert np.array_equal(f.weights(4), np.full(1000, 1 - 2**-4, np.float32))
         sizes = {row[0] for row in f.query("SELECT size FROM updates")}
-        assert sizes == {{"f32": 4000, "f16": 2000, "bf16": 2000, "i8": 1004}[encoding]}
+        assert sizes == {{"f32": 4000, "f16": 2000, "bf16": 2000, "i8": 1004, "topk": 3006}[encoding]}
         f.cli("export", "out.safetensors")
         assert load_file(tmp_path / "out.safetensors")["w"].shape == (10, 100)
+
+
+def test_what_topk_leaves_out_comes_later(tmp_path: Path) -> None:
+    """Half of the values in each update: the first half, then the other with both its steps, then the first again."""
+    zeros = write_model(tmp_path / "zeros.safetensors", {"w": np.zeros(100_000, np.float32)})
+    tables: Tables = {
+        **SYNC,
+        "model": {"initial": zeros.name},
+        "aggregate": {"encoding": "topk", "density": 0.5, "weight": "uniform"},
+        "stop": {"versions": 3},
+    }
+    with Federation(tmp_path, tables) as f:
+        f.start_broker()
+        f.start_workers(3, "tiny:Halving")
+        f.finish()
+        assert np.array_equal(f.weights(2), np.repeat(np.array([0.5, 1], np.float32), 50_000))
+        assert np.array_equal(f.weights(3), np.ones(100_000, np.float32))
+        assert {row[0] for row in f.query("SELECT size FROM updates")} < set(range(150_000, 150_100))
 
 
 def test_an_asynchronous_federation_finishes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__GLIBC__)
@@ -53,7 +54,7 @@ struct Case {
 struct Named {
     const char* name;
     Encoding encoding;
-    std::size_t size;  // of a payload of kN values
+    std::size_t size;  // of a payload of kN values; topk: 0, it depends
 };
 
 constexpr Named kEncodings[] = {
@@ -61,6 +62,7 @@ constexpr Named kEncodings[] = {
     {"f16", Encoding::f16, 2 * kN},
     {"bf16", Encoding::bf16, 2 * kN},
     {"i8", Encoding::i8, kN + (kN + kBlockI8 - 1) / kBlockI8 * kScaleBytes},
+    {"topk", Encoding::topk, 0},
 };
 
 // splitmix64's finalizer.
@@ -91,7 +93,14 @@ public:
 
     std::byte* data() const { return memory_.get() + 1; }
     f32u* floats() const { return reinterpret_cast<f32u*>(data()); }
-    View view(const Named& as) const { return View{data(), as.encoding, kN}; }
+    View view(const Named& as) const {
+        return View{data(), as.encoding, kN, starts_ ? starts_->data() : nullptr};
+    }
+
+    // Where the blocks of a topk payload begin.
+    void set_starts(std::vector<std::uint64_t> starts) {
+        starts_ = std::make_shared<std::vector<std::uint64_t>>(std::move(starts));
+    }
 
     // Of kN floats. Which NaN a NaN is, no kernel promises.
     Digest digest() const {
@@ -102,6 +111,7 @@ public:
 
 private:
     std::shared_ptr<std::byte> memory_;
+    std::shared_ptr<std::vector<std::uint64_t>> starts_;
 };
 
 Bytes zeros() { return Bytes(4 * kN); }
@@ -137,7 +147,33 @@ Stream stream(std::uint64_t offset) {
     return Stream{bytes, bytes + 32, offset};
 }
 
+// One of 64 values, as topk is for: some gaps take two bytes.
+Bytes few(std::uint64_t seed) {
+    const Bytes x = values(seed);
+    for (std::size_t j = 0; j < kN; ++j) {
+        if (hash(seed + 50, j) >> 58 != 0) x.floats()[j] = 0.0f;
+    }
+    return x;
+}
+
+Bytes encoded_topk(const Bytes& x) {
+    std::vector<std::byte> payload;
+    std::vector<std::uint64_t> starts{0};
+    const Bytes block(kTopkBlockMost);
+    for (std::size_t first = 0; first < kN; first += kTopkBlock) {
+        const std::size_t n = kN - first < kTopkBlock ? kN - first : kTopkBlock;
+        const std::size_t size = kernels().encode_topk(x.floats() + first, n, block.data());
+        payload.insert(payload.end(), block.data(), block.data() + size);
+        starts.push_back(payload.size());
+    }
+    Bytes made(payload.size());
+    std::memcpy(made.data(), payload.data(), payload.size());
+    made.set_starts(std::move(starts));
+    return made;
+}
+
 Bytes encoded(std::uint64_t seed, const Named& as) {
+    if (as.encoding == Encoding::topk) return encoded_topk(few(seed));
     const Bytes payload(as.size);
     kernels().encode(values(seed).floats(), as.encoding, payload.data(), stream(0), 0, kN);
     return payload;
@@ -269,8 +305,26 @@ Case encode(const Named& as, const char* what, const Bytes& x) {
             [=] { return digest_of(payload.data(), as.size); }};
 }
 
+Case encode_topk(const char* what, const Bytes& x) {
+    const auto blocks = std::make_shared<std::vector<Bytes>>();
+    const auto sizes = std::make_shared<std::vector<std::size_t>>();
+    return {std::string("encode_topk ") + what,
+            [=](std::size_t first, std::size_t last) {
+                blocks->emplace_back(kTopkBlockMost);
+                sizes->push_back(kernels().encode_topk(x.floats() + first, last - first, blocks->back().data()));
+            },
+            [=] {
+                std::vector<std::byte> payload;
+                for (std::size_t b = 0; b < blocks->size(); ++b) {
+                    const std::byte* const data = (*blocks)[b].data();
+                    payload.insert(payload.end(), data, data + (*sizes)[b]);
+                }
+                return digest_of(payload.data(), payload.size());
+            }};
+}
+
 Case decode(const Named& as) {
-    const Bytes payload = anything(0, as.size);
+    const Bytes payload = as.encoding == Encoding::topk ? encoded(0, as) : anything(0, as.size);
     const auto out = std::make_shared<std::vector<float>>(kN);
     return {std::string("decode ") + as.name,
             [=](std::size_t first, std::size_t last) {
@@ -377,8 +431,13 @@ Case fadas() {
 std::vector<Case> cases() {
     std::vector<Case> all;
     for (const Named& as : kEncodings) {
-        all.push_back(encode(as, "values", values(0)));
-        all.push_back(encode(as, "anything", anything(1, 4 * kN)));
+        if (as.encoding == Encoding::topk) {
+            all.push_back(encode_topk("values", few(0)));
+            all.push_back(encode_topk("anything", anything(1, 4 * kN)));
+        } else {
+            all.push_back(encode(as, "values", values(0)));
+            all.push_back(encode(as, "anything", anything(1, 4 * kN)));
+        }
         all.push_back(decode(as));
         all.push_back(largest(as));
         all.push_back(square_blocks(as));

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq.fedcore.codecs import ENCODINGS, payload_size
+from fedmq.fedcore.codecs import ENCODINGS, payload_size, topk_part
 from fedmq.fedcore.kernels import reference
 from fedmq.fedcore.kernels.reference_norms import BLOCK
 
@@ -65,8 +65,13 @@ def _stream() -> dict[str, bytes]:
     return {"key": secret[:32], "nonce": secret[32:]}
 
 
+def few(seed: int) -> F32:
+    """One of 64 values, as topk is for."""
+    return np.where(_hashes(seed + 50, N) >> np.uint64(58) == 0, values(seed), np.float32(0))
+
+
 def _encoded(seed: int, encoding: str) -> bytes:
-    return reference.encode(values(seed), encoding, **_stream())
+    return reference.encode(few(seed) if encoding == "topk" else values(seed), encoding, **_stream())
 
 
 def _summed(encoding: str, truncate: bool) -> reference.Accumulator:
@@ -84,7 +89,9 @@ def _mean(encoding: str, mode: str) -> F32:
 
 def _blocks(encoding: str) -> NDArray[np.float64]:
     payload = _encoded(0, encoding)
-    first = payload_size(encoding, BLOCK)
+    first = (
+        topk_part(memoryview(payload), 0, BLOCK)[1] if encoding == "topk" else payload_size(encoding, BLOCK)
+    )
     return np.array(
         [
             reference.sum_squares(payload[:first], encoding=encoding),
@@ -105,9 +112,11 @@ def _in_place(
 
 def _of_encoding(encoding: str) -> Iterator[tuple[str, bytes | NDArray[Any]]]:
     wild = np.frombuffer(anything(1, 4 * N), np.float32)
-    payload = anything(0, payload_size(encoding, N))
-    yield f"encode {encoding} values", _encoded(0, encoding)
-    yield f"encode {encoding} anything", reference.encode(wild, encoding, **_stream())
+    topk = encoding == "topk"
+    payload = _encoded(0, encoding) if topk else anything(0, payload_size(encoding, N))
+    kernel = "encode_topk" if topk else f"encode {encoding}"
+    yield f"{kernel} values", _encoded(0, encoding)
+    yield f"{kernel} anything", reference.encode(wild, encoding, **_stream())
     yield f"decode {encoding}", reference.decode(payload, encoding, N)
     yield (
         f"largest {encoding}",

@@ -24,8 +24,10 @@ def results(n: int) -> Iterator[tuple[str, bytes]]:
     rng = np.random.default_rng(n)
     x = [(rng.standard_normal(n) * 10.0 ** (i - 2)).astype(np.float32) for i in range(6)]
     payloads = []
+    few = np.where(rng.random(n) < 0.01, x[0], np.float32(0))
     for encoding in ENCODINGS:
-        payloads.append(kernels.encode(x[0], encoding, key=KEY, nonce=NONCE))
+        values = few if encoding == "topk" else x[0]
+        payloads.append(kernels.encode(values, encoding, key=KEY, nonce=NONCE))
         yield f"encode {encoding}", payloads[-1]
         yield f"decode {encoding}", kernels.decode(payloads[-1], encoding, n).tobytes()
         yield f"sum_squares {encoding}", kernels.sum_squares(payloads[-1], encoding=encoding).hex().encode()
@@ -33,7 +35,7 @@ def results(n: int) -> Iterator[tuple[str, bytes]]:
         yield f"mean {mode}", kernels.weighted_mean(x, range(1, 7), mode=mode, max_norm=50.0).tobytes()
         yield (
             f"mixed {mode}",
-            kernels.weighted_mean(payloads, [1, 2, 3, 4], encoding=ENCODINGS, mode=mode).tobytes(),
+            kernels.weighted_mean(payloads, [1, 2, 3, 4, 5], encoding=ENCODINGS, mode=mode).tobytes(),
         )
     many = [
         x[0] + np.float32(i) * x[1] for i in range(37)

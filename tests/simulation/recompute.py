@@ -171,7 +171,26 @@ def decoded(payload: bytes, encoding: str) -> F32:
                 scale = np.frombuffer(payload, "<f4", 1, at)
                 parts.append(scale * np.frombuffer(payload[at + 4 : at + 1028], np.int8).astype(np.float32))
             return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        case "topk":
+            return _decoded_topk(payload)
     raise AssertionError(f"encoding {encoding}")
+
+
+def _decoded_topk(payload: bytes) -> F32:
+    """One value after the other, as the protocol page says."""
+    values: list[float] = []
+    at = 0
+    while at < len(payload):
+        span, count, gap_bytes = struct.unpack_from("<3H", payload, at)
+        gaps = iter(payload[at + 6 : at + 6 + gap_bytes])
+        block, place = [0.0] * span, -1
+        for value in struct.unpack_from(f"<{count}e", payload, at + 6 + gap_bytes):
+            gap = next(gaps)
+            place += 1 + (gap if gap < 128 else gap - 128 + 128 * next(gaps))
+            block[place] = value
+        values += block
+        at += 6 + gap_bytes + 2 * count
+    return np.array(values, np.float32)
 
 
 def weight_of(config: Config, examples: int, tau: int) -> float:

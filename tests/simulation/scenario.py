@@ -99,7 +99,7 @@ def draw(seed: int) -> Scenario:
         model=Model(initial=rng.choice(("first-worker", "app:initial"))),
         aggregate=Aggregate(
             weight="uniform" if private else rng.choice(("examples", "uniform")),
-            encoding="f32" if private else rng.choice(("f32", "f32", "f16", "bf16", "i8")),
+            encoding="f32" if private else rng.choice(("f32", "f32", "f16", "bf16", "i8", "topk")),
         ),
         optimizer=_optimizer(rng),
         evaluate=Evaluate(

@@ -215,7 +215,7 @@ class Worker(Process):
             instance=self._instance,
             boot=self._rng.randbytes(8),
             kinds=self._kinds,
-            encodings=("f32", "f16", "bf16", "i8"),
+            encodings=("f32", "f16", "bf16", "i8", "topk"),
             slots=self._slots,
         )
         self.mind = Session(

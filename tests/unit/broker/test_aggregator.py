@@ -146,7 +146,7 @@ def test_what_is_made_is_a_model_file_like_the_one_before(state: State) -> None:
 
 def test_inline_and_spooled_payloads_of_any_encoding_fold_alike(state: State, tmp_path: Path) -> None:
     """Where a payload lies does not matter; each is decoded by its own encoding."""
-    encodings = ["f32", "f16", "bf16", "i8", "f32"]
+    encodings = ["f32", "f16", "bf16", "i8", "topk"]
     spooled = [state.accept(x, encoding=e) for x, e in zip(DELTAS, encodings, strict=True)]
     inline = [state.accept(x, encoding=e, inline=True) for x, e in zip(DELTAS, encodings, strict=True)]
     file = state.fold(plan(state, spooled), tile=SMALL_TILE)
@@ -499,3 +499,17 @@ def test_payload_sizes_of_tiles_add_up() -> None:
     for encoding in ("f32", "f16", "bf16", "i8"):
         sizes = [payload_size(encoding, SMALL_TILE * i) for i in range(4)]
         assert sizes == [sizes[1] * i for i in range(4)]
+
+
+def test_sparse_updates_fold_alike_whatever_the_tile(state: State) -> None:
+    """A tile's part of a topk payload is found in it, inline or spooled; values that are not there are zeros."""
+    few = [np.where(np.arange(N) % (7 + i) == 0, x, np.float32(0)) for i, x in enumerate(DELTAS)]
+    spooled = [state.accept(x, encoding="topk") for x in few]
+    inline = [state.accept(x, encoding="topk", inline=True) for x in few]
+    decoded = [state.accept(kernels.decode(row.inline or b"", "topk", N)) for row in inline]
+    files = {
+        state.fold(plan(state, rows), tile=tile)
+        for rows in (spooled, inline)
+        for tile in (SMALL_TILE, 1 << 20)
+    }
+    assert files == {state.fold(plan(state, decoded))}

@@ -6,13 +6,25 @@ import numpy as np
 import pytest
 import xxhash
 
+from fedmq.broker.events import OpenUpload, PartWritten, Sealed
 from fedmq.broker.rows import AcceptRow
 from fedmq.fedcore import kernels, wire
 from fedmq.fedcore.config import Aggregate
 
 from .federation import Federation, asynchronous, payload
 
-REASONS = ("task", "base", "layout", "encoding", "size", "digest", "examples", "non-finite", "norm")
+REASONS = (
+    "task",
+    "base",
+    "layout",
+    "encoding",
+    "size",
+    "digest",
+    "examples",
+    "payload",
+    "non-finite",
+    "norm",
+)
 """How the reason of a refusal may begin: what is wrong, or in a round that it is over."""
 
 
@@ -23,7 +35,7 @@ def refused(federation: Federation, name: str, **fields: Any) -> wire.Ack:
     ack = worker.last(wire.Ack)
     assert not federation.durable(AcceptRow)
     assert ack.result in ("rejected", "stale")
-    assert ack.reason.split(":")[0] in REASONS
+    assert ack.reason.split(":")[0].split()[0] in REASONS
     return ack
 
 
@@ -221,6 +233,70 @@ def test_encoded_updates_are_accepted(encoding: str) -> None:
     worker.offer(worker.task(), data, encoding=encoding, digest=xxhash.xxh3_128_digest(data))
     assert worker.last(wire.Ack).result == "accepted"
     assert federation.durable(AcceptRow)[0].norm == pytest.approx(2.0, rel=0.02)
+
+
+def test_sparse_updates_are_accepted_and_others_refused_with_a_reason() -> None:
+    """A task says how many values to keep, and to keep the rest; what is no payload of the model's changes nothing."""
+    aggregate = Aggregate(encoding="topk", density=0.3)
+    federation = Federation(asynchronous(aggregate=aggregate))
+    worker = federation.worker("w0", encodings=("f32", "topk"))
+    task = worker.task()
+    assert (task.encoding, task.keep, task.feedback) == ("topk", 2, True)
+    data = kernels.encode(np.array([0, 3, 0, 4], np.float32), "topk")
+    worker.offer(task, data, encoding="topk", digest=xxhash.xxh3_128_digest(data))
+    assert worker.last(wire.Ack).result == "accepted"
+    assert federation.durable(AcceptRow)[0].norm == 5
+    for wrong, begins in (
+        (data[:-1] + b"\x00\x00", "payload: block 0 of a topk payload is of 4 values, and not the last one"),
+        (kernels.encode(np.ones(3, np.float32), "topk"), "payload must be of 4 values, as topk, not of 3"),
+        (bytes(19), "size: 6 to 18 bytes in topk"),
+    ):
+        other = Federation(asynchronous(aggregate=aggregate))
+        ack = refused(other, "w0", data=wrong, encoding="topk", digest=xxhash.xxh3_128_digest(wrong))
+        assert ack.reason.startswith(begins)
+
+
+def test_a_sparse_upload_that_is_none_is_refused_when_it_is_sealed() -> None:
+    """Large ones are looked at by the spool; what it found is the reason."""
+    federation = Federation(asynchronous(aggregate=Aggregate(encoding="topk")))
+    worker = federation.worker("w0", encodings=("f32", "topk"))
+    task = worker.task()
+    federation.slow_spool = True
+    data = bytes(8)
+    worker.say(
+        wire.Offer(
+            task=task.task,
+            kind="fit",
+            base=task.version,
+            examples=1,
+            layout=task.layout,
+            encoding="topk",
+            size=len(data),
+            digest=xxhash.xxh3_128_digest(data),
+        )
+    )
+    assert [action.n for action in federation.spooling if isinstance(action, OpenUpload)] == [4]
+    federation.serve_spool()
+    worker.say(wire.Part(task=task.task, offset=0), data)
+    federation.spooling.clear()
+    federation.tell(PartWritten(task.task, len(data)))
+    federation.tell(Sealed(task.task, xxhash.xxh3_128_digest(data), None, "payload: what the spool says"))
+    ack = worker.last(wire.Ack)
+    assert (ack.result, ack.reason) == ("rejected", "payload: what the spool says")
+    assert task.task in federation.discarded
+    assert not federation.durable(AcceptRow)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "feedback", "said"), [("i8", None, None), ("i8", True, True), ("topk", False, None)]
+)
+def test_feedback_is_what_was_configured(encoding: str, feedback: bool | None, said: bool | None) -> None:
+    """By itself with topk only; a worker that falls back to f32 has nothing to keep."""
+    aggregate = Aggregate(encoding=encoding, error_feedback=feedback)  # type: ignore[arg-type]
+    federation = Federation(asynchronous(aggregate=aggregate))
+    assert federation.worker("w0", encodings=("f32", encoding)).task().feedback is said
+    plain = federation.worker("w1").task()
+    assert (plain.encoding, plain.keep, plain.feedback) == ("f32", None, None)
 
 
 def test_a_worker_that_cannot_encode_it_sends_f32() -> None:

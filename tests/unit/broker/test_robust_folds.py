@@ -25,7 +25,7 @@ from fedmq.fedcore.strategy.staleness import Polynomial, dyadic
 from .test_aggregator import SMALL_TILE, N, State, plan
 
 K = 11
-ENCODINGS = ("f32", "f16", "bf16", "i8")
+ENCODINGS = ("f32", "f16", "bf16", "i8", "topk")
 TAUS = (0, 0, 3, 0, 1, 0, 0, 8, 0, 0, 2)
 RNG = np.random.default_rng(5)
 TRUTH = RNG.normal(size=N)

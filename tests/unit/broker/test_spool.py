@@ -204,3 +204,29 @@ def test_a_full_disk_is_a_state_error(spool: Spool, monkeypatch: pytest.MonkeyPa
             spool.write(TASK, 0, payload)
     assert spool.open(TASK, len(payload), "f32") == 0
     assert upload(spool, TASK, payload) == expected(TASK, payload)
+
+
+@pytest.mark.parametrize("step", [7, 65536])
+def test_bytes_that_are_no_payload_are_a_fault(spool: Spool, step: int) -> None:
+    """They arrive like any others, and are sealed; then it is said what is wrong with them."""
+    x = np.where(np.arange(X.size) % 50 == 0, X, np.float32(0))
+    payload = kernels.encode(x, "topk")
+    for n, data, fault in (
+        (X.size, payload, ""),
+        (X.size + 1, payload, "payload: the data so far must be of 5001 values, as topk, not of 5000"),
+        (X.size, payload[:-1], "payload: the data so far: block 0 of a topk payload is cut off"),
+        (X.size, payload + payload, "payload: the data so far: block 0 of a topk payload is of 5000 values"),
+        (
+            X.size,
+            bytes(len(payload)),
+            "payload: the data so far: block 0 of a topk payload cannot be of 0 values",
+        ),
+    ):
+        offset = spool.open(TASK, len(data), "topk", n)
+        while offset < len(data):
+            offset = spool.write(TASK, offset, data[offset : offset + step])
+        sealed = spool.seal(TASK)
+        assert sealed.digest == model_file.digest(data)
+        assert sealed.fault.startswith(fault)
+        assert (sealed.norm is None) == bool(fault) == bool(sealed.fault)
+        spool.delete((TASK,))

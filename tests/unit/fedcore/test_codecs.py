@@ -23,13 +23,13 @@ def test_sizes_are_those_of_the_table(encoding: str, sizes: dict[int, int]) -> N
     assert {n: codecs.payload_size(encoding, n) for n in sizes} == sizes
 
 
-@given(st.sampled_from(codecs.ENCODINGS), lengths)
+@given(st.sampled_from(codecs.SIZED), lengths)
 def test_a_size_gives_back_the_number_of_values(encoding: str, n: int) -> None:
     """element_count inverts payload_size."""
     assert codecs.element_count(encoding, codecs.payload_size(encoding, n)) == n
 
 
-@given(st.sampled_from(codecs.ENCODINGS), st.integers(-3, 10_000))
+@given(st.sampled_from(codecs.SIZED), st.integers(-3, 10_000))
 def test_a_size_is_refused_just_when_nothing_has_it(encoding: str, size: int) -> None:
     """element_count accepts exactly the sizes that payload_size gives."""
     possible = {codecs.payload_size(encoding, n) for n in range(max(size, 0) + 1)}
@@ -42,17 +42,30 @@ def test_a_size_is_refused_just_when_nothing_has_it(encoding: str, size: int) ->
 
 def test_an_unknown_encoding_is_answered_with_the_known_ones() -> None:
     """The message says what may be used."""
-    message = "encoding must be one of f32, f16, bf16, i8, not 'f64'"
+    message = "encoding must be one of f32, f16, bf16, i8, topk, not 'f64'"
     with pytest.raises(ValueError, match=message):
         codecs.payload_size("f64", 3)
     with pytest.raises(ValueError, match=message):
         codecs.element_count("f64", 24)
 
 
+def test_the_size_of_a_topk_payload_has_bounds() -> None:
+    """A head a block and nothing else, up to a byte of gap and two of value for each position."""
+    assert codecs.size_range("topk", 0) == (0, 0)
+    assert codecs.size_range("topk", 16_384) == (6, 6 + 3 * 16_384)
+    assert codecs.size_range("topk", 16_385) == (12, 12 + 3 * 16_385)
+    assert codecs.size_range("i8", 1025) == (1033, 1033)
+    for ask in (codecs.payload_size, codecs.element_count):
+        with pytest.raises(ValueError, match="how many bytes a topk payload takes depends on what it holds"):
+            ask("topk", 3)
+
+
 def test_a_negative_number_of_values_is_refused() -> None:
     """There are no fewer than 0 values."""
     with pytest.raises(ValueError, match="n must be 0 or more, not -1"):
         codecs.payload_size("f32", -1)
+    with pytest.raises(ValueError, match="n must be 0 or more, not -1"):
+        codecs.size_range("topk", -1)
 
 
 def test_check_size_passes_the_right_size_and_names_a_wrong_one() -> None:
@@ -60,6 +73,11 @@ def test_check_size_passes_the_right_size_and_names_a_wrong_one() -> None:
     codecs.check_size("i8", 1025, 1033)
     with pytest.raises(ValueError, match=r"OFFER\.size must be 1033 bytes \(1025 values as i8\), not 1032"):
         codecs.check_size("i8", 1025, 1032, "OFFER.size")
+    codecs.check_size("topk", 1025, 6)
+    with pytest.raises(
+        ValueError, match=r"payload must be 6 to 3081 bytes \(1025 values as topk\), not 3082"
+    ):
+        codecs.check_size("topk", 1025, 3082)
 
 
 def test_only_strings_of_the_list_are_encodings() -> None:

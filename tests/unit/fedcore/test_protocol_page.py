@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgpack
 import msgspec
+import numpy as np
 import pytest
 import xxhash
 
-from fedmq.fedcore import codecs, wire
+from fedmq.fedcore import codecs, kernels, wire
 
 PAGE = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
 TABLES = {"W→B": wire.TO_BROKER, "B→W": wire.TO_WORKER}
@@ -163,6 +164,15 @@ def test_the_session_is_made_of_messages() -> None:
         frames = [first, msgpack.packb(line.header), *([bytes(line.payload)] if line.payload else [])]
         message, _ = wire.decode(frames, TABLES[line.way])
         assert wire.encode(message, frames[2] if line.payload else None)[1] == frames[1], line
+
+
+def test_the_sparse_payload_is_the_one_of_the_page() -> None:
+    """What an implementer compares with."""
+    hexadecimal = re.search(r"```\n([0-9a-f ]+)\n```", section("Topk payloads"))
+    assert hexadecimal is not None
+    x = np.zeros(400, np.float32)
+    x[[0, 1, 258]] = 1, -2, 0.5
+    assert kernels.encode(x, "topk") == bytes.fromhex(hexadecimal[1])
 
 
 def test_the_sessions_digests_are_right() -> None:

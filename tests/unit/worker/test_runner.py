@@ -11,15 +11,14 @@ import pytest
 import xxhash
 
 from fedmq.fedcore import kernels, model_file, wire
-from fedmq.fedcore.codecs import ENCODINGS
 from fedmq.fedcore.errors import BudgetExhausted, ClientAppError
 from fedmq.fedcore.layout import Layout
-from fedmq.worker import runner as runner_module
 from fedmq.worker.client import Evaluation, Fit, TaskContext, Weights
 from fedmq.worker.events import AppFailed, Event, ModelBroken, Stored
+from fedmq.worker.feedback import Feedback
 from fedmq.worker.models import ModelCache
 from fedmq.worker.outbox import Outbox
-from fedmq.worker.runner import Runner, encoded
+from fedmq.worker.runner import Runner
 
 BASE: Weights = {
     "w": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -55,7 +54,17 @@ class Bench:
         self.outbox = Outbox(folder / "o")
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.state = folder / "app"
-        self.runner = Runner(app, {"shard": "3"}, self.models, self.outbox, self.events.put, state=self.state)
+        self.kept = folder / "f"
+        self.kept.mkdir()
+        self.runner = Runner(
+            app,
+            {"shard": "3"},
+            self.models,
+            self.outbox,
+            self.events.put,
+            feedback=Feedback(self.kept),
+            state=self.state,
+        )
         model = model_file.from_arrays(weights)
         self.layout: Layout = model.layout
         self.file = b"".join(model.chunks)
@@ -241,17 +250,55 @@ def test_an_update_beyond_its_encoding_is_not_sent(
     assert b.files() == 0
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_tiles_make_the_payload_of_the_whole(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoding by tiles needs no second copy of the delta, and decodes to the same."""
-    monkeypatch.setattr(runner_module, "TILE", 2048)
-    delta = np.random.default_rng(1).normal(size=5000).astype(np.float32)
-    payload = b"".join(encoded(delta, encoding, seed=3))
-    back = kernels.decode(payload, encoding, delta.size)
-    np.testing.assert_allclose(back, delta, atol={"f32": 0, "f16": 2e-3, "bf16": 2e-2, "i8": 4e-2}[encoding])
-    assert payload == b"".join(encoded(delta, encoding, seed=3))
-    if encoding != "i8":
-        assert payload == kernels.encode(delta, encoding)
+def kept(b: Bench) -> list[str]:
+    """The files of what was left out."""
+    return sorted(path.suffix for path in b.kept.iterdir())
+
+
+def test_what_is_left_out_goes_with_the_next_update(bench: Callable[..., Bench]) -> None:
+    """One value a time is sent, the largest of what has come together; in the end everything was."""
+    step = np.array([8.0, 4.0, 2.0, 0.0], np.float32)
+    b = bench(
+        lambda w, t: Fit({"w": w["w"] + step * (t.version == 5)}, 1), weights={"w": np.zeros(4, np.float32)}
+    )
+    sent = []
+    for version, task in enumerate((b"1", b"2", b"3", b"4"), 5):
+        stored = b.run(b.task(task=task, version=version, encoding="topk", keep=1, feedback=True))
+        assert isinstance(stored, Stored)
+        assert stored.entry.encoding == "topk"
+        sent.append(kernels.decode(b.outbox.read(task, 0, stored.entry.size), "topk", 4).tolist())
+        assert kept(b) == [".left"]
+    assert sent == [[8, 0, 0, 0], [0, 4, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+
+
+def test_without_feedback_nothing_is_kept(bench: Callable[..., Bench]) -> None:
+    """Nor where the encoding loses nothing."""
+    b = bench(lambda w, t: Fit({"w": w["w"] + 1}, 1), weights={"w": np.zeros(4, np.float32)})
+    for changes in ({"encoding": "topk", "keep": 1}, {"encoding": "f32", "feedback": True}):
+        assert isinstance(b.run(b.task(**changes)), Stored)
+        assert kept(b) == []
+
+
+def test_an_update_that_was_not_stored_leaves_what_is_kept_alone(bench: Callable[..., Bench]) -> None:
+    """Cancelled in its last moment, or not finite: the next update carries what it would have carried before."""
+    b = bench(weights={"w": np.zeros(2, np.float32)})
+    said = {"encoding": "topk", "keep": 1, "feedback": True}
+
+    def cancelled(w: Weights, t: TaskContext) -> Fit:
+        b.runner.cancel(b"t")
+        return Fit({"w": w["w"] + 100}, 1)
+
+    b.runner._app = App(lambda w, t: Fit({"w": np.array([2.0, 1.0], np.float32)}, 1))
+    assert isinstance(b.run(b.task(task=b"1", **said)), Stored)
+    b.runner._app = App(cancelled)
+    assert b.run(b.task(**said)) == AppFailed(b"t", "cancelled")
+    b.runner._app = App(lambda w, t: Fit({"w": np.array([1e30, 1.0], np.float32)}, 1))
+    assert isinstance(b.run(b.task(task=b"2", **said)), AppFailed)
+    b.runner._app = App(lambda w, t: Fit({"w": w["w"]}, 1))
+    stored = b.run(b.task(task=b"3", **said))
+    assert isinstance(stored, Stored)
+    assert kernels.decode(b.outbox.read(b"3", 0, stored.entry.size), "topk", 2).tolist() == [0, 1]
+    assert kept(b) == [".left"]
 
 
 def test_a_cancelled_app_leaves_nothing(bench: Callable[..., Bench]) -> None:
