@@ -32,7 +32,7 @@ from fedmq.fedcore import kernels
 from fedmq.fedcore.config import Optimizer
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.layout import Flat
-from fedmq.fedcore.privacy.mechanisms import RecordLevel, frozen_digest, noise_key
+from fedmq.fedcore.privacy.mechanisms import Mechanism, WorkerLevel, frozen_digest, noise_key
 from fedmq.fedcore.strategy import optimizers, robust
 from fedmq.fedcore.strategy.combination import Combination, Mixture
 from fedmq.fedcore.strategy.rules import Share, Weighting, denominator
@@ -69,11 +69,14 @@ class Release(msgspec.Struct, frozen=True):
         The standard deviation of the noise on the sum.
     key
         32 bytes: the stream of this version's noise, and of no other.
+    charged
+        z, where each worker in the buffer is charged for its part.
     """
 
     max_norm: float
     sigma: float
     key: bytes
+    charged: float | None = None
 
 
 class FoldJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +122,7 @@ def plan_fold(
     weighting: Weighting,
     optimizer: Optimizer,
     rule: configs.Rule = MEAN,
-    mechanism: RecordLevel | None = None,
+    mechanism: Mechanism | None = None,
     master_key: bytes = b"",
     threads: int | None = None,
 ) -> FoldJob:
@@ -142,7 +145,7 @@ def plan_fold(
     ------
     ValueError
         When there is nothing to fold without privacy, or a row cannot be in a buffer: a norm that is
-        not finite, or a weight other than 1 in a private sum.
+        not finite, or a weight that the mechanism does not admit.
     """
     rows = tuple(sorted(rows, key=lambda row: row.task))
     if mechanism is not None:
@@ -251,6 +254,7 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
         seconds=time.monotonic() - started,
         sigma=job.release.sigma if job.release else 0.0,
         noise_key=job.release.key if job.release else None,
+        charged=job.release.charged if job.release else None,
     )
 
 
@@ -305,24 +309,25 @@ def _plan_private(
     base: VersionInfo,
     rows: tuple[AcceptRow, ...],
     optimizer: Optimizer,
-    mechanism: RecordLevel,
+    mechanism: Mechanism,
     master_key: bytes,
     threads: int | None,
 ) -> FoldJob:
-    if any(row.weight != 1.0 for row in rows):
-        raise ValueError("a private sum holds an update whose weight is not 1")
+    if not all(mechanism.admits(row.weight) for row in rows):
+        raise ValueError("a private sum holds an update whose weight its mechanism does not admit")
     # The grid must be public as well: it depends on constants, and on how many came only beyond 1024.
     most = max(PRIVATE_ROWS, 1 << (len(rows) - 1).bit_length() if rows else 0)
     frac_bits = kernels.frac_bits_for(mechanism.max_update_norm, most, mechanism.sigma)
     frozen = frozen_digest(((r.task, r.digest) for r in rows), frac_bits=frac_bits, sigma=mechanism.sigma)
     key = noise_key(master_key, version=base.version + 1, frozen=frozen)
+    charged = mechanism.noise_multiplier if isinstance(mechanism, WorkerLevel) else None
     return FoldJob(
         base=base,
         rows=rows,
         frac_bits=frac_bits,
         denominator=mechanism.denominator,
         optimizer=optimizer,
-        release=Release(mechanism.max_update_norm, mechanism.sigma, key),
+        release=Release(mechanism.max_update_norm, mechanism.sigma, key, charged),
         threads=threads,
     )
 

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedmq.fedcore import wire
-from fedmq.fedcore.config import Config, SyncMode, lower_is_better
+from fedmq.fedcore.config import Config, Privacy, SyncMode, WorkerPrivacy, lower_is_better
 
 from .evaluations import Evaluation
 from .events import Action, Commit, Discard, Note, Peer, Send
+from .participations import WorkerLedger
 from .rounds import AsyncPlan, Buffer, Round, SyncPlan
 from .rows import CounterRow, MetricsRow, Recovered, Row, VersionInfo
 from .sessions import Held, Worker, Workers
@@ -89,7 +90,13 @@ class Books:
         self._unsaved: dict[str, int] = {}
 
         private = config.privacy
-        self.privacy_left = None if private is None else max(private.steps - recovered.privacy_steps, 0)
+        self.privacy_left = (
+            max(private.steps - recovered.privacy_steps, 0) if isinstance(private, Privacy) else None
+        )
+        self.ledger = (
+            WorkerLedger(private, recovered.participations) if isinstance(private, WorkerPrivacy) else None
+        )
+        """Each worker's participations, where they are counted."""
         self.plan: AsyncPlan | SyncPlan = (
             SyncPlan(config.mode, config.federation.seed, private=private is not None)
             if isinstance(config.mode, SyncMode)
@@ -137,6 +144,10 @@ class Books:
             or self.finished is not None
             or bool(last and self.buffer.number >= last)
         )
+
+    def capped(self, worker: str) -> bool:
+        """Whether one more update of this worker would pass its privacy cap: what is to be folded counts as spent."""
+        return self.ledger is not None and self.ledger.capped(worker, (*self.frozen, self.buffer))
 
     @property
     def handing_out(self) -> bool:

@@ -114,6 +114,8 @@ class Folded(Event, frozen=True):
     seconds: float
     sigma: float = 0.0
     noise_key: bytes | None = None
+    charged: float | None = None
+    """z, where each worker in the buffer is charged for its part."""
 
 
 class Adopted(Event, frozen=True):

@@ -77,7 +77,7 @@ class Handout:
         if not worker.can("fit", now):
             return False
         if isinstance(plan, AsyncPlan):
-            if worker.full(plan.mode.tasks_per_worker):
+            if worker.full(plan.mode.tasks_per_worker) or books.capped(worker.id):
                 return False
             if plan.mode.one_per_worker and (worker.id in books.buffer.workers or worker.holding("fit")):
                 return False

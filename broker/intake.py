@@ -13,7 +13,7 @@ import msgspec
 import xxhash
 
 from fedmq.fedcore import codecs, kernels, wire
-from fedmq.fedcore.config import AsyncMode
+from fedmq.fedcore.config import AsyncMode, Privacy
 from fedmq.fedcore.strategy import rules, staleness
 from fedmq.fedcore.wire import Offer
 
@@ -223,13 +223,15 @@ class Intake:
                 return "stale", f"base: missed more than {books.max_staleness} versions"
             if books.config.reach and offer.base not in books.kept:  # its file was lost: nothing to mix in
                 return "stale", "base: the file of that version is gone"
+            if books.capped(worker.id):
+                return "stale", "privacy budget: this worker has had its part in as many versions as it may"
         elif offer.base != books.buffer.number or not books.plan.wants(worker.id, books.buffer):
             return "stale", "the round is over, or has this worker's update"
         if offer.layout != info.layout:
             return "rejected", "layout: not the model's"
         if offer.encoding is None or not codecs.is_encoding(offer.encoding):
             return "rejected", "encoding: unknown"
-        if books.config.privacy is not None and offer.encoding != "f32":
+        if isinstance(books.config.privacy, Privacy) and offer.encoding != "f32":
             return "rejected", "encoding: f32 where privacy is on"
         least, most = codecs.size_range(offer.encoding, info.n)
         if offer.size is None or not least <= offer.size <= most:
@@ -347,6 +349,7 @@ class Intake:
         """Put an update into the open buffer, or say what speaks against it now that its norm is known."""
         books = self._books
         private = books.config.privacy is not None
+        full = isinstance(books.config.privacy, Privacy)  # a sum of records' gradients has no staleness
         if not private and not math.isfinite(norm):
             return "rejected", "non-finite: the update holds NaN or infinity"
         if not private and norm > books.config.aggregate.max_update_norm:
@@ -358,7 +361,7 @@ class Intake:
             base=offer.base,
             buffer=books.buffer.number,
             tau=tau,
-            weight=1.0 if private else self._mean.share(examples=offer.examples, tau=tau).weight,
+            weight=1.0 if full else self._mean.share(examples=offer.examples, tau=tau).weight,
             examples=offer.examples,
             norm=norm,
             encoding=offer.encoding or "f32",

@@ -7,6 +7,8 @@ import re
 
 import msgspec
 
+from fedmq.fedcore.config import Privacy
+
 from . import status
 from .books import Books
 from .metrics import MODEL_METRICS_MAX, RESULTS, STATES, Numbers
@@ -54,7 +56,7 @@ def measure(books: Books, now: float) -> Measured:
     if books.current is not None:
         numbers["fedmq_version"] = books.version
         numbers["fedmq_version_age_seconds"] = now - books.version_at
-    if books.config.privacy is not None and books.privacy_left is not None:
+    if isinstance(books.config.privacy, Privacy) and books.privacy_left is not None:
         numbers["fedmq_privacy_steps_left"] = books.privacy_left
         numbers["fedmq_privacy_steps_spent"] = books.config.privacy.steps - books.privacy_left
     return Measured(

@@ -17,7 +17,7 @@ import msgspec
 
 from fedmq.fedcore.config import AsyncMode, Change, Config, UserRule, check_minimum
 from fedmq.fedcore.errors import ConfigError, ModelError, StateError
-from fedmq.fedcore.privacy.mechanisms import RecordLevel
+from fedmq.fedcore.privacy.mechanisms import Mechanism
 from fedmq.fedcore.strategy import robust
 
 from .evaluator import make_initial
@@ -38,7 +38,7 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
     versions: VersionStore
     spool: Spool
     recovered: Recovered
-    mechanism: RecordLevel | None
+    mechanism: Mechanism | None
     changes: tuple[Change, ...]
     """Keys of the config that differ from the last start."""
 
@@ -56,7 +56,7 @@ def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack
     private = None
     if config.privacy is not None:
         calibrated = None if state.is_new else read_identity(state.path).noise_multiplier
-        private = mechanism(config.privacy, calibrated)
+        private = mechanism(config, calibrated)
     changes = state.settle(config, None if private is None else private.noise_multiplier)
     fsync = config.storage.durability == "fsync"
     journal = Journal.open(

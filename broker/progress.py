@@ -80,6 +80,9 @@ class Progress:
         buffer = books.frozen[0]
         private = books.config.privacy is not None
         spooled = tuple(row.task for row in buffer.rows if row.inline is None)
+        assert (event.charged is None) == (books.ledger is None), (
+            "a private version that nobody is charged for"
+        )
         row = VersionRow(
             info=event.info,
             updates=event.updates,
@@ -91,6 +94,7 @@ class Progress:
             sigma=event.sigma,
             noise_key=event.noise_key,
             privacy_steps=int(private),
+            charged=event.charged,
         )
         then: tuple[Action, ...] = (Tell(VersionDurable(event.info)),)
         if spooled and not books.config.storage.keep_payloads:
@@ -118,7 +122,9 @@ class Progress:
             books.look_at_all()
         else:
             books.folding = False
-            books.frozen.popleft()
+            made = books.frozen.popleft()
+            if books.ledger is not None:
+                books.ledger.charge(made)
         self._forget()
         self._begin_evaluation(now)
         self._collect()

@@ -37,6 +37,8 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Derived key of this version's noise; None without privacy."""
     privacy_steps: int = 0
     """What this version adds to the ledger: releases of the configured mechanism."""
+    charged: float | None = None
+    """z, where each worker in the buffer is charged for a part in a release with it; else None."""
 
 
 class AcceptRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -176,5 +178,7 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     finished: str | None = None
     counts: dict[str, int] = {}
     privacy_steps: int = 0
+    participations: dict[str, int] = {}
+    """The ledger: in how many versions each worker was charged for a part."""
     started_s: float = 0.0
     """Seconds that the federation has run before this start."""

@@ -47,8 +47,13 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
     if books.current is None:
         return "stalled", "needs an initial model from a worker"
     if isinstance(books.plan, AsyncPlan):
-        live = sum(1 for w, s in books.workers.sessions() if "fit" in s.kinds and not s.suspect)
-        lacking = books.plan.lacking(live)
+        live = [w.id for w, s in books.workers.sessions() if "fit" in s.kinds and not s.suspect]
+        # Of those that may have no further part, the ones in the buffer still help to fill it.
+        spent = sum(books.capped(w) and w not in books.buffer.workers for w in live)
+        lacking = books.plan.lacking(len(live) - spent)
+        if lacking and spent:
+            more = f"needs {lacking} more worker{'s' if lacking > 1 else ''}"
+            return "stalled", f"{more}: {spent} here ha{'ve' if spent > 1 else 's'} spent the privacy budget"
     elif books.plan.round is None and books.buffer.number == books.version:
         able = [w for w, _ in books.workers.sessions() if w.soon("fit", now)]
         lacking = books.plan.lacking(len(able))

@@ -46,6 +46,7 @@ ANSWERED = {
     "payload": "payload",
     "non-finite": "non-finite",
     "norm": "norm",
+    "privacy budget": "privacy_budget",
     "the round is over": "round",
     "the federation needs": "complete",
     "the federation has": "model",

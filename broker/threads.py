@@ -22,7 +22,7 @@ from fedmq.fedcore import model_file, wire
 from fedmq.fedcore.config import Config
 from fedmq.fedcore.errors import ModelError
 from fedmq.fedcore.inbox import Inbox
-from fedmq.fedcore.privacy.mechanisms import RecordLevel
+from fedmq.fedcore.privacy.mechanisms import Mechanism
 
 from .aggregator import fold, plan_fold
 from .events import (
@@ -250,7 +250,7 @@ class Folder:
         Read for inline payloads, over a connection of its own.
     versions : VersionStore
     spool : Spool
-    mechanism : RecordLevel or None
+    mechanism : Mechanism or None
         Of privacy, where it is on.
     master_key : bytes
         What noise keys derive from.
@@ -262,7 +262,7 @@ class Folder:
         journal: Journal,
         versions: VersionStore,
         spool: Spool,
-        mechanism: RecordLevel | None,
+        mechanism: Mechanism | None,
         master_key: bytes,
     ) -> None:
         self._config = config

@@ -57,7 +57,7 @@ def verify(state: str | Path) -> Iterator[Verdict]:
     state = Path(state)
     identity = read_identity(state)
     config = configs.parse((state / "config.toml").read_text(encoding="utf-8"), base_dir=identity.base_dir)
-    private = None if config.privacy is None else mechanism(config.privacy, identity.noise_multiplier)
+    private = None if config.privacy is None else mechanism(config, identity.noise_multiplier)
     spool = Spool(state / "spool", fsync=False)
     with History.open(state / "journal.db") as journal, tempfile.TemporaryDirectory() as folder:
         entries = journal.history()

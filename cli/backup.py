@@ -77,8 +77,9 @@ def _lines(summary: "Summary", out: Path, keys: str) -> list[str]:
         "- versions that are made from then on: tasks against them are refused, and their workers get others",
     ]
     if summary.privacy_steps is not None:
+        planned = "" if summary.privacy_planned is None else f" of {summary.privacy_planned}"
         lines.append(
-            f"- WARNING: privacy that is spent from then on. {summary.privacy_steps} of {summary.privacy_planned} "
+            f"- WARNING: privacy that is spent from then on. {summary.privacy_steps}{planned} "
             "steps are in the copy; what was released after them stays released, and a restored broker would spend "
             "that part of the budget once more. Restore it only if no version was made since"
         )

@@ -147,6 +147,15 @@ class History:
         """Releases of the privacy mechanism that all versions together have cost."""
         return int(self._db.execute("SELECT coalesce(sum(privacy_steps), 0) FROM versions").fetchone()[0])
 
+    def participations(self) -> dict[str, int]:
+        """The ledger of worker-level privacy: in how many versions each worker was charged for a part."""
+        return dict(self._db.execute("SELECT worker, participations FROM ledger ORDER BY worker"))
+
+    def charged(self) -> dict[int, float]:
+        """The noise multiplier of each version that workers were charged for."""
+        query = "SELECT version, charged FROM versions WHERE charged IS NOT NULL ORDER BY version"
+        return dict(self._db.execute(query))
+
     def _buffer(self, version: int | None) -> dict[str, Any]:
         if version is None:
             return {"buffer": None, "round": None}

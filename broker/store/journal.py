@@ -253,8 +253,8 @@ class Journal:
         info, buffer = row.info, row.info.version - 1
         self._db.execute(
             "INSERT INTO versions (version, digest, size, layout, n, updates, examples, frac_bits,"
-            " denominator, update_norm, seconds, sigma, noise_key, privacy_steps, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " denominator, update_norm, seconds, sigma, noise_key, privacy_steps, charged, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 info.version,
                 info.digest,
@@ -270,9 +270,17 @@ class Journal:
                 row.sigma,
                 row.noise_key,
                 row.privacy_steps,
+                row.charged,
                 now,
             ),
         )
+        if row.charged is not None:
+            self._db.execute(
+                "INSERT INTO ledger SELECT worker, count(*), count(*) / (?1 * ?1) FROM updates WHERE buffer = ?2"
+                " GROUP BY worker ON CONFLICT (worker) DO UPDATE SET"
+                " participations = participations + excluded.participations, spent = spent + excluded.spent",
+                (row.charged, buffer),
+            )
         # Summed up once, so that a history does not read every update that there ever was.
         self._db.execute(
             "UPDATE versions SET (workers, staleness_mean, staleness_max) ="

@@ -130,7 +130,21 @@ _MISSING = """
 ALTER TABLE rounds ADD COLUMN missing TEXT NOT NULL DEFAULT '[]';
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _MISSING)
+_LEDGER = """
+ALTER TABLE versions ADD COLUMN charged REAL;  -- z, where the workers in it were charged; else NULL
+CREATE TABLE ledger (
+    worker          TEXT PRIMARY KEY,
+    participations  INTEGER NOT NULL,
+    spent           REAL NOT NULL  -- the sum of 1 / z² over them: what composes exactly
+) WITHOUT ROWID;
+CREATE TRIGGER ledger_only_grows BEFORE UPDATE ON ledger
+WHEN NEW.participations < OLD.participations OR NEW.spent < OLD.spent
+BEGIN SELECT raise(ABORT, 'spent privacy cannot be taken back'); END;
+CREATE TRIGGER ledger_is_kept BEFORE DELETE ON ledger
+BEGIN SELECT raise(ABORT, 'spent privacy cannot be taken back'); END;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _MISSING, _LEDGER)
 SCHEMA = len(MIGRATIONS)
 
 

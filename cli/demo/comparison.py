@@ -86,7 +86,7 @@ def federated_private(
     """The private arm: one Poisson gradient sum from each worker, noise once, server momentum."""
     config = configuration.parse(settings.private_federation(), base_dir=".")
     privacy = config.privacy
-    assert privacy is not None  # private_federation always has the table
+    assert isinstance(privacy, configuration.Privacy)  # private_federation always has the table
     mechanism = RecordLevel(
         privacy.max_grad_norm, noise_multiplier, privacy.sampling_rate, privacy.divisor, privacy.max_batch
     )

@@ -35,6 +35,7 @@ from .tables import (
     Privacy,
     Sgd,
     SyncMode,
+    WorkerPrivacy,
     Yogi,
 )
 
@@ -45,6 +46,8 @@ VARIANTS: dict[str, dict[str, type[Struct]]] = {
     "aggregate.rule": RULES,
 }
 DEFAULT_KINDS = {"mode": AsyncMode.kind, "optimizer": Sgd.kind, "aggregate.rule": Mean.kind}
+UNITS: dict[str, type[Struct]] = {"record": Privacy, "worker": WorkerPrivacy}
+"""The [privacy] table by its `unit`."""
 # What [privacy] needs from keys that the file leaves out.
 _PRIVATE_DEFAULTS: dict[str, dict[str, object]] = {
     "aggregate": {"weight": "uniform"},
@@ -175,7 +178,7 @@ def structs_of(table: str) -> tuple[type[Struct], ...]:
     if table == "task":
         return ()
     if table == "privacy":
-        return (Privacy,)
+        return tuple(UNITS.values())
     found = typing.get_type_hints(Config)[table]
     assert isinstance(found, type)
     return (found, *RULES.values()) if table == "aggregate" else (found,)
@@ -218,7 +221,12 @@ def _refuse_unknown_tables(tables: Mapping[str, object]) -> None:
 
 def _following(tables: Mapping[str, object]) -> Mapping[str, dict[str, object]]:
     """Defaults that follow from what else stands in the file: from [privacy], or from the rule."""
-    if tables.get("privacy") is not None:
+    privacy = tables.get("privacy")
+    if isinstance(privacy, Mapping) and privacy.get("unit") == "worker":
+        return _PRIVATE_DEFAULTS | (
+            {"mode": {"one_per_worker": True}} if _is_async(tables.get("mode")) else {}
+        )
+    if privacy is not None:
         return _PRIVATE_DEFAULTS
     aggregate, mode = tables.get("aggregate"), tables.get("mode")
     rule = aggregate.get("rule") if isinstance(aggregate, Mapping) else None
@@ -227,10 +235,14 @@ def _following(tables: Mapping[str, object]) -> Mapping[str, dict[str, object]]:
         return {}
     table: typing.Any = RULES.get(kind, UserRule)
     follows: dict[str, dict[str, object]] = {"aggregate": {"weight": "uniform"}} if table.uniform else {}
-    is_async = not isinstance(mode, Mapping) or mode.get("kind", AsyncMode.kind) == AsyncMode.kind
-    if table.one_per_worker and is_async:
+    if table.one_per_worker and _is_async(mode):
         follows["mode"] = {"one_per_worker": True}
     return follows
+
+
+def _is_async(mode: object) -> bool:
+    """Whether a [mode] table, or the lack of one, means asynchronous."""
+    return not isinstance(mode, Mapping) or mode.get("kind", AsyncMode.kind) == AsyncMode.kind
 
 
 def _rule(value: object, key: Key, base: Path) -> Struct:
@@ -253,7 +265,7 @@ def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
         if not isinstance(wanted, str) or wanted not in VARIANTS[name]:
             raise ConfigError(f"{name}.kind is {_show(wanted)}; it may hold {_choices(VARIANTS[name])}")
         kind = wanted
-    struct = struct_of(name, kind)
+    struct = _private(given) if name == "privacy" else struct_of(name, kind)
     known = keys(struct)
     for key in given:
         if key not in known:
@@ -269,6 +281,14 @@ def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
         elif about.written_as == "path" or (name, key) == ("model", "initial"):
             values[key] = _value(f"{name}.{key}", about.default, about, base)
     return struct(**values)
+
+
+def _private(given: Mapping[str, object]) -> type[Struct]:
+    """The struct of a [privacy] table, by its unit."""
+    unit = given.get("unit", "record")
+    if not isinstance(unit, str) or unit not in UNITS:
+        raise ConfigError(f"privacy.unit is {_show(unit)}; it may hold {_choices(UNITS)}")
+    return UNITS[unit]
 
 
 def _value(where: str, value: object, key: Key, base: Path) -> object:

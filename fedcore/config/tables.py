@@ -323,6 +323,25 @@ class Privacy(Table, frozen=True, kw_only=True):
     ] = None
 
 
+class WorkerPrivacy(Table, frozen=True, kw_only=True):
+    """Worker-level differential privacy: all that one worker holds; it takes many workers.
+
+    The broker clips each update to `clip_norm`, adds N(0, (noise_multiplier · clip_norm)²) to the sum of a full
+    buffer, and divides by the buffer's size. A worker has a part in at most `max_participations` versions.
+    """
+
+    unit: Annotated[Literal["worker"], Meta(description="Whose presence is hidden.")] = "worker"
+    epsilon: Annotated[float, Meta(gt=0, le=1000, description="Budget of each worker.")]
+    delta: Annotated[float, Meta(gt=0, lt=1, description="Far below one over the number of workers.")]
+    clip_norm: Annotated[float, Meta(gt=0, le=1e30, description="Each update is clipped to this L2 norm.")]
+    max_participations: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Versions that one worker may have a part in.")
+    ]
+    noise_multiplier: Annotated[
+        float | None, Meta(gt=0, description="Left out: calibrated from the keys above.")
+    ] = None
+
+
 class Storage(Table, frozen=True):
     """What is kept on disk, and how surely."""
 
@@ -423,7 +442,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     optimizer: Optimizer = Sgd()
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
-    privacy: Privacy | None = None
+    privacy: Privacy | WorkerPrivacy | None = None
     storage: Storage = Storage()
     network: Network = Network()
     security: Security = Security()
@@ -503,8 +522,11 @@ def _check_privacy(config: Config) -> None:
     privacy = config.privacy
     if privacy is None:
         return
+    if isinstance(privacy, WorkerPrivacy):
+        _check_worker_privacy(config)
+        return
     if not isinstance(config.mode, SyncMode):
-        raise ConfigError('mode.kind is "async"; with [privacy] it must be "sync"')
+        raise ConfigError('mode.kind is "async"; with [privacy] unit = "record" it must be "sync"')
     needs: list[tuple[str, object, object, str]] = [
         ("mode.clients_per_round", config.mode.clients_per_round, 0, "the sampling rate counts on everybody"),
         ("mode.min_updates", config.mode.min_updates, 0, "a round must not depend on who answered"),
@@ -515,14 +537,47 @@ def _check_privacy(config: Config) -> None:
         ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
         ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
     ]
-    for key, holds, must, why in needs:
-        if holds != must:
-            raise ConfigError(f"{key} is {_show(holds)}; with [privacy] it must be {_show(must)}: {why}")
+    _demand(needs)
     if config.stop.versions > privacy.steps:
         raise ConfigError(
             f"stop.versions is {config.stop.versions}; it may be at most privacy.steps, "
             f"which is {privacy.steps}: the budget is planned for that many"
         )
+
+
+def _check_worker_privacy(config: Config) -> None:
+    """Likewise where the unit is a worker. Any encoding will do: the broker clips the numbers that it decodes."""
+    mode = config.mode
+    if not isinstance(mode, AsyncMode):
+        raise ConfigError(
+            'mode.kind is "sync"; with [privacy] unit = "worker" it must be "async": rounds would need a secret '
+            "coin for each worker, which this version does not have"
+        )
+    _demand(
+        [
+            ("mode.one_per_worker", mode.one_per_worker, True, "two updates of a worker would weigh twice"),
+            ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
+            (
+                "aggregate.weight",
+                config.aggregate.weight,
+                "uniform",
+                "how many examples there are is private",
+            ),
+            ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
+            (
+                "evaluate.fraction",
+                config.evaluate.fraction,
+                0,
+                "workers' metrics would leak; use evaluate.app",
+            ),
+        ]
+    )
+
+
+def _demand(needs: list[tuple[str, object, object, str]]) -> None:
+    for key, holds, must, why in needs:
+        if holds != must:
+            raise ConfigError(f"{key} is {_show(holds)}; with [privacy] it must be {_show(must)}: {why}")
 
 
 def _check_rule(config: Config) -> None:
@@ -625,5 +680,5 @@ def _is_loopback(address: str) -> bool:
 
 def _show(value: object) -> str:
     if isinstance(value, bool):
-        return str(value).lower()
+        return "true" if value else "false"
     return f'"{value}"' if isinstance(value, str) else str(value)

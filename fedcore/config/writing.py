@@ -14,7 +14,7 @@ import msgspec
 
 from .reading import DEFAULT_KINDS, VARIANTS, Key, keys, keys_of, may_hold, struct_of, table_names
 from .rule_tables import RULES, plain
-from .tables import Config, Privacy
+from .tables import Config, Privacy, WorkerPrivacy
 
 WIDTH = 110
 _PRIVACY_EXAMPLE = {
@@ -26,6 +26,7 @@ _PRIVACY_EXAMPLE = {
     "divisor": 150.0,
     "max_batch": 64,
 }
+_WORKER_PRIVACY_EXAMPLE = {"epsilon": 8.0, "delta": 1e-5, "clip_norm": 1.0, "max_participations": 10}
 _RULE_EXAMPLE = {"byzantine": 1, "radius": 10.0, "max_norm": 1.0}
 
 
@@ -126,6 +127,11 @@ def _privacy_lines() -> Iterator[str]:
     yield '# Off unless the table is there. It needs [mode] kind = "sync".'
     yield "# [privacy]"
     yield from ("# " + line for line in key_lines(Privacy, _PRIVACY_EXAMPLE))
+    yield ""
+    yield from _about(WorkerPrivacy)
+    yield '# The other unit. It needs [mode] kind = "async".'
+    yield "# [privacy]"
+    yield from ("# " + line for line in key_lines(WorkerPrivacy, _WORKER_PRIVACY_EXAMPLE))
 
 
 def key_lines(struct: type[msgspec.Struct], given: Mapping[str, object] | None = None) -> Iterator[str]:

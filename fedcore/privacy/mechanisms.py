@@ -24,7 +24,7 @@ import msgspec
 from ..errors import PrivacyError
 from .accounting import Spend
 
-__all__ = ["NOISE_NONCE", "RecordLevel", "frozen_digest", "noise_key"]
+__all__ = ["NOISE_NONCE", "Mechanism", "RecordLevel", "WorkerLevel", "frozen_digest", "noise_key"]
 
 NOISE_NONCE: Final = bytes(12)
 """Each version has its own key, so that the nonce may be constant."""
@@ -82,6 +82,67 @@ class RecordLevel(msgspec.Struct, frozen=True):
     def spend(self) -> Spend:
         """What one version costs each record."""
         return Spend(self.noise_multiplier, self.sampling_rate)
+
+    def admits(self, weight: float) -> bool:
+        """Whether an update may have this weight: each record counts the same."""
+        return weight == 1.0
+
+
+class WorkerLevel(msgspec.Struct, frozen=True):
+    """Each update is all that one worker adds to a version: clipped to S, weighted by 0 ≤ w ≤ 1.
+
+    The noise is always that of w = 1 and the denominator always K, whatever staleness made of the weights: both
+    are constants.
+
+    Parameters
+    ----------
+    clip_norm : float
+        S, what an update's norm is clipped to: the sensitivity of the sum to one worker.
+    noise_multiplier : float
+        z.
+    buffer : int
+        K, the updates that make a version; the sum is divided by it.
+
+    References
+    ----------
+    McMahan et al., *Learning Differentially Private Recurrent Language Models*, arXiv:1710.06963.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    buffer: int
+
+    def __post_init__(self) -> None:
+        _check_positive("clip_norm", self.clip_norm)
+        _check_positive("buffer", self.buffer)
+        Spend(self.noise_multiplier)
+
+    @property
+    def max_update_norm(self) -> float:
+        """What an update is clipped to, S; also the bound B of the exact sum's grid."""
+        return self.clip_norm
+
+    @property
+    def sigma(self) -> float:
+        """The noise's standard deviation on the sum, z·S."""
+        return self.noise_multiplier * self.clip_norm
+
+    @property
+    def denominator(self) -> float:
+        """K."""
+        return float(self.buffer)
+
+    @property
+    def spend(self) -> Spend:
+        """What one version costs each worker that is in it: arrivals are no sample, so nothing is amplified."""
+        return Spend(self.noise_multiplier)
+
+    def admits(self, weight: float) -> bool:
+        """Whether an update may have this weight: with more, one worker could move the sum by more than S."""
+        return 0.0 <= weight <= 1.0
+
+
+Mechanism = RecordLevel | WorkerLevel
 
 
 def frozen_digest(rows: Iterable[tuple[bytes, bytes]], *, frac_bits: int, sigma: float) -> bytes:

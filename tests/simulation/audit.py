@@ -31,7 +31,7 @@ from fedmq.broker.sessions import Phase
 from fedmq.broker.tasks import TaskIds
 from fedmq.broker.uploads import Stage
 from fedmq.fedcore import wire
-from fedmq.fedcore.config import AsyncMode, SyncMode
+from fedmq.fedcore.config import AsyncMode, Privacy, SyncMode
 from fedmq.fedcore.privacy.mechanisms import RecordLevel
 from fedmq.worker.entry import Entry
 from fedmq.worker.events import Event as WorkerEvent
@@ -74,7 +74,7 @@ class Audit:
         private = config.privacy
         self._mechanism = (
             None
-            if private is None
+            if not isinstance(private, Privacy)
             else RecordLevel(
                 max_grad_norm=private.max_grad_norm,
                 noise_multiplier=private.noise_multiplier or math.nan,

@@ -98,7 +98,7 @@ class Broker(Process):
         self._dies_in_fold: int | None = None
         self._db = schema.open_writer(":memory:", "os")  # type: ignore[arg-type]
         private = self._config.privacy
-        self._mechanism = None if private is None else mechanism(private, private.noise_multiplier)
+        self._mechanism = None if private is None else mechanism(self._config, private.noise_multiplier)
 
     def start(self) -> None:
         """Begin a life."""

@@ -50,7 +50,7 @@ from fedmq.broker.rows import Recovered, Row, VersionInfo, VersionRow
 from fedmq.broker.store.journal import Journal
 from fedmq.broker.tasks import TaskIds
 from fedmq.fedcore import wire
-from fedmq.fedcore.config import AsyncMode, Config, Model, SyncMode
+from fedmq.fedcore.config import AsyncMode, Config, Model, SyncMode, WorkerPrivacy
 from fedmq.fedcore.config import Evaluate as EvaluateTable
 
 M = TypeVar("M", bound=wire.Message)
@@ -145,6 +145,7 @@ class Federation:
                 denominator=1.0,
                 update_norm=1.0,
                 seconds=0.1,
+                charged=1.0 if isinstance(self.config.privacy, WorkerPrivacy) else None,
             )
         )
         return fold

@@ -24,7 +24,7 @@ from fedmq.broker.store.versions import VersionStore, VersionWriter
 from fedmq.fedcore import config, kernels, model_file
 from fedmq.fedcore.codecs import payload_size
 from fedmq.fedcore.errors import StateError
-from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel
+from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel, WorkerLevel
 from fedmq.fedcore.state_dict import unpack
 
 SMALL_TILE = 16 * 1024
@@ -349,8 +349,37 @@ def test_noise_keys_are_of_their_rows_and_version(state: State) -> None:
 
 def test_a_private_update_has_weight_one(state: State) -> None:
     """The mechanism's sensitivity is that of an unweighted sum."""
-    with pytest.raises(ValueError, match="weight is not 1"):
+    with pytest.raises(ValueError, match="weight its mechanism does not admit"):
         plan(state, [state.accept(DELTAS[0], weight=2.0)], mechanism=RECORD, master_key=MASTER)
+
+
+def test_a_private_sum_of_workers_is_clipped_weighted_noised_and_divided_by_k(state: State) -> None:
+    """(Σ wᵢ clip_S(Δᵢ) + N(0, (z·S)²)) / K with w ≤ 1: noise and denominator are those of w = 1, always."""
+    workers = WorkerLevel(clip_norm=2.0, noise_multiplier=1.5, buffer=4)
+    large = state.accept(DELTAS[0] * 10, weight=0.5)
+    small = state.accept(DELTAS[1] / 1000)
+    compressed = state.accept(DELTAS[2] * 10, encoding="i8", weight=0.75)
+    broken = state.accept(np.full(N, np.inf, np.float32))
+    job = plan(state, [large, small, compressed, broken], mechanism=workers, master_key=MASTER)
+    folded = fold(job, state.versions, state.spool, tile=SMALL_TILE)
+    assert (folded.denominator, folded.sigma, folded.charged) == (4.0, 3.0, 1.5)
+    decoded = kernels.decode(state.spool.payload(compressed.task), "i8", N).astype(np.float64)
+    clipped = 0.5 * 2.0 * DELTAS[0] / np.linalg.norm(DELTAS[0]) + DELTAS[1] / 1000
+    clipped = clipped + 0.75 * 2.0 * decoded / np.linalg.norm(decoded)
+    noise = kernels.Accumulator(N, frac_bits=job.frac_bits)
+    assert job.release is not None
+    noise.add_noise(3.0, key=job.release.key, nonce=NOISE_NONCE)
+    expected = (clipped + noise.mean(1.0)) / 4.0
+    assert np.abs((state.flat(1) - state.flat(0)) - expected).max() < 1e-6
+    assert np.std(noise.mean(1.0)) == pytest.approx(3.0, rel=0.02)
+
+
+@pytest.mark.parametrize("weight", [2.0, -0.5])
+def test_no_worker_weighs_more_than_one(state: State, weight: float) -> None:
+    """It could move the sum by more than the clip norm, which is what the noise hides."""
+    workers = WorkerLevel(clip_norm=2.0, noise_multiplier=1.5, buffer=4)
+    with pytest.raises(ValueError, match="weight its mechanism does not admit"):
+        plan(state, [state.accept(DELTAS[0], weight=weight)], mechanism=workers, master_key=MASTER)
 
 
 def test_a_crash_before_the_end_leaves_the_old_version_in_force(

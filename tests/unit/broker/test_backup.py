@@ -290,6 +290,8 @@ def test_an_older_schema_can_be_copied(folder: Folder, tmp_path: Path) -> None:
     folder.journal.close()
     with sqlite3.connect(folder.path / "journal.db") as db:
         db.execute("ALTER TABLE rounds DROP COLUMN missing")
+        db.execute("ALTER TABLE versions DROP COLUMN charged")
+        db.execute("DROP TABLE ledger")
         db.execute("PRAGMA user_version = 1")
     db.close()
     assert backup(folder.path, tmp_path / "out").version == 2

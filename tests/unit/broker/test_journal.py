@@ -81,7 +81,18 @@ LIFE: tuple[tuple[Row, ...], ...] = (
     (FreezeRow(buffer=0, reason="full"),),
     (update("c", buffer=1),),
     (PauseRow(paused=True), EvictRow(worker="mallory", evicted=True)),
-    (version(1, updates=2, examples=24, frac_bits=40, denominator=24.0, update_norm=0.5, seconds=0.2),),
+    (
+        version(
+            1,
+            updates=2,
+            examples=24,
+            frac_bits=40,
+            denominator=24.0,
+            update_norm=0.5,
+            seconds=0.2,
+            charged=2.0,
+        ),
+    ),
     (ROUND, MetricsRow(version=1, source="federated", metrics={"loss": 0.5}, examples=24, workers=2)),
     (EvaluationRow(task=b"e", worker="worker-a", version=1, examples=9, metrics={"loss": 0.25}),),
     (PauseRow(paused=False), EvictRow(worker="mallory", evicted=False), CounterRow(counts={"accepted": 2})),
@@ -221,6 +232,44 @@ def test_privacy_steps_add_up(journal: Journal) -> None:
     journal.apply([version(0), version(1, privacy_steps=1), version(2, privacy_steps=1)])
     assert journal.privacy_steps() == 2
     assert journal.recover(0).privacy_steps == 2
+
+
+def test_a_version_charges_the_workers_in_it(journal: Journal, path: Path) -> None:
+    """In its own transaction: each part counts, with 1 / z², which is what composes where z differs."""
+    journal.apply([version(0), update("a"), update("b")])
+    assert not journal.recover(0).participations
+    journal.apply(
+        [version(1, charged=2.0), update("c", buffer=1, worker="worker-a"), version(2, charged=4.0)]
+    )
+    assert journal.recover(0).participations == {"worker-a": 2, "worker-b": 1}
+    with Journal.read_only(path) as history:
+        assert history.participations() == {"worker-a": 2, "worker-b": 1}
+        assert history.charged() == {1: 2.0, 2: 4.0}
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        spent = dict(db.execute("SELECT worker, spent FROM ledger"))
+    assert spent == {"worker-a": 1 / 4 + 1 / 16, "worker-b": 1 / 4}
+
+
+def test_a_version_that_fails_charges_nobody(journal: Journal) -> None:
+    """The transaction is whole or not at all: here the version does not follow the last one."""
+    journal.apply([version(0), update("a")])
+    with pytest.raises(sqlite3.IntegrityError):
+        journal.apply([version(1, charged=2.0), version(3, charged=2.0)])
+    assert not journal.recover(0).participations
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DELETE FROM ledger", "UPDATE ledger SET participations = 0", "UPDATE ledger SET spent = 0.0"],
+)
+def test_spending_cannot_be_taken_back(journal: Journal, path: Path, statement: str) -> None:
+    """A defect above ends in an error and not in a second budget."""
+    journal.apply([version(0), update("a"), version(1, charged=2.0)])
+    with (
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db,
+        pytest.raises(sqlite3.IntegrityError, match="spent privacy"),
+    ):
+        db.execute(statement)
 
 
 def test_the_seconds_of_all_runs_add_up(path: Path) -> None:

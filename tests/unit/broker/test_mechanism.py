@@ -4,9 +4,10 @@ import msgspec
 import pytest
 
 from fedmq.broker.mechanism import mechanism
-from fedmq.fedcore.config import Privacy
+from fedmq.fedcore.config import Aggregate, AsyncMode, Config, Evaluate, Privacy, SyncMode, WorkerPrivacy
 from fedmq.fedcore.errors import PrivacyError
-from fedmq.fedcore.privacy.accounting import Spend, epsilon
+from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
+from fedmq.fedcore.privacy.mechanisms import RecordLevel, WorkerLevel
 
 # q = 1, so that the exact Gaussian composition is enough: no accountant to load.
 TABLE = Privacy(
@@ -20,25 +21,65 @@ TABLE = Privacy(
 )
 
 
+def config(**keys: float) -> Config:
+    """A federation with the table, and these keys in it."""
+    return Config(
+        mode=SyncMode(),
+        aggregate=Aggregate(weight="uniform"),
+        evaluate=Evaluate(fraction=0.0),
+        privacy=msgspec.structs.replace(TABLE, **keys),
+    )
+
+
+def workers(k: int = 10, noise_multiplier: float | None = None) -> Config:
+    """A worker-level federation of ε = 1 with a cap of k."""
+    return Config(
+        mode=AsyncMode(buffer=20, one_per_worker=True),
+        aggregate=Aggregate(weight="uniform"),
+        evaluate=Evaluate(fraction=0.0),
+        privacy=WorkerPrivacy(
+            epsilon=1.0, delta=1e-5, clip_norm=0.5, max_participations=k, noise_multiplier=noise_multiplier
+        ),
+    )
+
+
 def test_noise_is_calibrated_from_the_budget() -> None:
     """Ten steps cost ε = 3 with it; the rest of the table is passed on."""
-    found = mechanism(TABLE)
+    found = mechanism(config())
+    assert isinstance(found, RecordLevel)
     assert 2.99 < epsilon([Spend(found.noise_multiplier, 1.0, steps=10)], 1e-5) <= 3.0
     assert (found.max_grad_norm, found.divisor, found.max_batch, found.sampling_rate) == (0.5, 64.0, 32, 1.0)
-    assert mechanism(TABLE) == found
+    assert mechanism(config()) == found
 
 
 def test_configured_noise_that_fits_the_budget_is_taken() -> None:
     """More noise than needed is the operator's choice."""
-    assert mechanism(msgspec.structs.replace(TABLE, noise_multiplier=6.0)).noise_multiplier == 6.0
+    assert mechanism(config(noise_multiplier=6.0)).noise_multiplier == 6.0
 
 
 def test_configured_noise_that_passes_the_budget_is_refused() -> None:
     """With what it would cost, before anything is spent."""
     with pytest.raises(PrivacyError, match=r"privacy\.steps = 10 cost epsilon .* privacy\.epsilon is 3"):
-        mechanism(msgspec.structs.replace(TABLE, noise_multiplier=2.0))
+        mechanism(config(noise_multiplier=2.0))
 
 
 def test_a_federation_goes_on_with_the_noise_that_it_began_with() -> None:
     """Whatever a later accountant would say."""
-    assert mechanism(TABLE, calibrated=9.0).noise_multiplier == 9.0
+    assert mechanism(config(), calibrated=9.0).noise_multiplier == 9.0
+
+
+@pytest.mark.parametrize(("k", "z"), [(1, 3.73), (10, 11.8), (50, 26.4)])
+def test_a_workers_noise_pays_for_its_cap(k: int, z: float) -> None:
+    """Without amplification: k versions with z are one with z / √k, and that costs ε at the most."""
+    found = mechanism(workers(k))
+    assert isinstance(found, WorkerLevel)
+    assert found.noise_multiplier == pytest.approx(z, rel=0.005)
+    assert 0.999 < gaussian_epsilon(found.noise_multiplier / k**0.5, 1e-5) <= 1.0
+    assert (found.sigma, found.denominator) == (found.noise_multiplier * 0.5, 20.0)
+
+
+def test_a_workers_noise_that_passes_the_budget_is_refused() -> None:
+    """It names the cap that it is too little for."""
+    with pytest.raises(PrivacyError, match=r"privacy\.max_participations = 10 cost epsilon"):
+        mechanism(workers(noise_multiplier=11.0))
+    assert mechanism(workers(noise_multiplier=12.0)).noise_multiplier == 12.0

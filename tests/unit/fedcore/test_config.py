@@ -346,6 +346,54 @@ class TestFedAsync:
             )
 
 
+WORKERS: dict[str, Any] = {
+    "mode": {"kind": "async", "buffer": 20},
+    "privacy": {"unit": "worker", "epsilon": 8, "delta": 1e-5, "clip_norm": 1, "max_participations": 10},
+}
+
+
+class TestWorkerPrivacy:
+    def test_defaults_follow(self) -> None:
+        """One update of a worker in a buffer, equal weights, no metrics: without a word in the file."""
+        found = config.parse(WORKERS)
+        assert isinstance(found.privacy, config.WorkerPrivacy)
+        assert isinstance(found.mode, config.AsyncMode)
+        assert found.mode.one_per_worker
+        assert (found.aggregate.weight, found.evaluate.fraction) == ("uniform", 0)
+        assert config.parse(config.to_toml(found), base_dir=found.base_dir) == found
+
+    @pytest.mark.parametrize(
+        ("table", "key", "value"),
+        [
+            ("mode", "kind", "sync"),
+            ("mode", "one_per_worker", False),
+            ("aggregate", "rule", "median"),
+            ("aggregate", "weight", "examples"),
+            ("storage", "durability", "os"),
+            ("evaluate", "fraction", 0.5),
+        ],
+    )
+    def test_what_the_ledger_assumes_is_enforced(self, table: str, key: str, value: object) -> None:
+        """A file that contradicts it is refused by the name of the key, with the reason."""
+        given = {"kind": "sync"} if value == "sync" else {**WORKERS.get(table, {}), key: value}
+        said = error(WORKERS | {table: given})
+        assert said.startswith(f"{table}.{key} is ")
+        assert "with [privacy]" in said
+
+    @pytest.mark.parametrize("encoding", ["f32", "f16", "bf16", "i8"])
+    def test_any_encoding_is_clipped(self, encoding: str) -> None:
+        """What the broker decodes is what it clips, so that how a worker rounds is its own business."""
+        assert config.parse(WORKERS | {"aggregate": {"encoding": encoding}})
+
+    def test_the_units_have_keys_of_their_own(self) -> None:
+        """A key of the other unit is no key, and an unknown unit is named with those that there are."""
+        assert error(WORKERS | {"privacy": {**WORKERS["privacy"], "steps": 3}}).startswith(
+            "privacy.steps is not"
+        )
+        said = error(WORKERS | {"privacy": {"unit": "person"}})
+        assert said == 'privacy.unit is "person"; it may hold "record" or "worker"'
+
+
 class TestWriting:
     @pytest.mark.parametrize("mode", ["async", "sync"])
     def test_the_template_is_the_defaults(self, mode: str) -> None:

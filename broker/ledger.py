@@ -1,0 +1,87 @@
+"""What a federation's privacy has cost so far, read from its state folder: what an auditor starts from. Reads only.
+
+It names the workers of a worker-level federation, and in how many versions each had a part. Participation is public
+there; still the state folder is the broker's own, and what is read of it goes to whom the operator shows it.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from fedmq.fedcore import config as configs
+from fedmq.fedcore.config import Privacy
+
+from .mechanism import mechanism
+from .store.history import History
+from .store.state import read_identity
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+    """The constants of a mechanism, and what was spent under it.
+
+    Attributes
+    ----------
+    unit
+        "record" or "worker".
+    epsilon, delta
+        The budget: of the run, or of each worker.
+    noise_multiplier
+        z that the federation was started with.
+    clip_norm
+        S: of a record's gradient, or of an update.
+    denominator
+        D, or K.
+    sampling_rate
+        q; 1 of a worker, whose arrival no coin decides.
+    max_participations
+        The cap of a worker; of records, the steps that are planned.
+    releases
+        Versions that spent privacy.
+    noise_multipliers
+        z of each version that workers were charged for.
+    participations
+        By a worker's principal (its CURVE key, without keys its name); empty where the unit is a record.
+    """
+
+    unit: str
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    clip_norm: float
+    denominator: float
+    sampling_rate: float
+    max_participations: int
+    releases: int
+    noise_multipliers: dict[int, float] = {}
+    participations: dict[str, int] = {}
+
+
+def read(state: str | Path) -> Ledger | None:
+    """The ledger of a state folder, beside its broker or after it; None of a federation without privacy.
+
+    Raises
+    ------
+    StateError
+        When the folder is no state folder of a broker, or cannot be read by this version.
+    """
+    state = Path(state)
+    identity = read_identity(state)
+    config = configs.parse((state / "config.toml").read_text(encoding="utf-8"), base_dir=identity.base_dir)
+    privacy = config.privacy
+    if privacy is None:
+        return None
+    constants = mechanism(config, identity.noise_multiplier)
+    with History.open(state / "journal.db") as journal:
+        return Ledger(
+            unit=privacy.unit,
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            noise_multiplier=constants.noise_multiplier,
+            clip_norm=privacy.max_grad_norm if isinstance(privacy, Privacy) else privacy.clip_norm,
+            denominator=constants.denominator,
+            sampling_rate=constants.spend.sampling_rate,
+            max_participations=privacy.steps if isinstance(privacy, Privacy) else privacy.max_participations,
+            releases=journal.privacy_steps(),
+            noise_multipliers=journal.charged(),
+            participations=journal.participations(),
+        )

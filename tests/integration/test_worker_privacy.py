@@ -1,0 +1,59 @@
+"""Worker-level privacy with real processes: no end of a broker makes a worker pay less, or have a part more often."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from fedmq.broker import ledger
+from fedmq.fedcore.privacy.accounting import gaussian_epsilon
+
+from .federation import Federation, Tables
+
+CAP = 5
+VERSIONS = 7
+TABLES: Tables = {
+    "mode": {"kind": "async", "buffer": 2},
+    "aggregate": {"encoding": "i8"},
+    "optimizer": {"kind": "momentum", "lr": 0.5},
+    "storage": {"durability": "fsync", "keep": 100, "keep_payloads": True},
+    "privacy": {
+        "unit": "worker",
+        "epsilon": 8.0,
+        "delta": 1e-5,
+        "clip_norm": 0.5,
+        "max_participations": CAP,
+    },
+    "stop": {"versions": VERSIONS},
+}
+
+
+def test_spending_survives_every_end_and_versions_can_be_made_again(tmp_path: Path) -> None:
+    """Killed twice and stopped once: the ledger is the versions' own, no worker is past its cap, bytes are the same."""
+    with Federation(tmp_path, TABLES) as f:
+        f.start_broker()
+        f.start_workers(4, delay=0.02)
+        for after, number in ((1, signal.SIGKILL), (3, signal.SIGTERM), (5, signal.SIGKILL)):
+            f.wait_for_version(after)
+            f.stop_broker(number)
+            f.start_broker()
+        f.finish()
+        assert f.cli("verify").splitlines()[-1] == f"{VERSIONS} versions recomputed, all with the same bytes"
+        found = ledger.read(tmp_path / "state")
+        assert found is not None
+        assert (found.unit, found.releases, found.denominator, found.max_participations) == (
+            "worker",
+            VERSIONS,
+            2.0,
+            CAP,
+        )
+        counted = dict(
+            f.query("SELECT worker, count(*) FROM updates WHERE version IS NOT NULL GROUP BY worker")
+        )
+        assert found.participations == counted
+        assert sum(counted.values()) == 2 * VERSIONS
+        assert max(counted.values()) <= CAP
+        assert found.noise_multipliers == dict.fromkeys(range(1, VERSIONS + 1), found.noise_multiplier)
+        assert gaussian_epsilon(found.noise_multiplier / CAP**0.5, 1e-5) == pytest.approx(8.0, rel=1e-3)
+        for entry in f.history()[1:]:
+            assert (entry["workers"], entry["update_norm"], entry["federated"]) == (None, None, {})
