@@ -101,7 +101,14 @@ public:
     }
 
     void add_noise(py::handle sigma, py::handle key, py::handle nonce) {
-        const double deviation = nonnegative_argument(sigma, "sigma");
+        noise(nonnegative_argument(sigma, "sigma"), key, nonce);
+    }
+
+    void subtract_noise(py::handle sigma, py::handle key, py::handle nonce) {
+        noise(-nonnegative_argument(sigma, "sigma"), key, nonce);
+    }
+
+    void noise(double deviation, py::handle key, py::handle nonce) {
         const auto secret = key_argument(key);
         const auto number = nonce_argument(nonce);
         const py::gil_scoped_release unlocked;
@@ -303,6 +310,8 @@ void bind_accumulator(py::module_& module) {
              "Add Σ weight_k · update_k, or nothing.")
         .def("add_noise", &Accumulator::add_noise, py::arg("sigma"), py::kw_only(), py::arg("key"), py::arg("nonce"),
              "Add rounded Gaussian noise to the sum.")
+        .def("subtract_noise", &Accumulator::subtract_noise, py::arg("sigma"), py::kw_only(), py::arg("key"),
+             py::arg("nonce"), "Take the same noise away again, to the bit.")
         .def("mean", &Accumulator::mean, py::arg("denominator"), py::arg("out") = py::none(),
              "Return the sum divided by `denominator`, as float32.")
         .def("merge", &Accumulator::merge, py::arg("other"),

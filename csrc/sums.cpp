@@ -197,12 +197,13 @@ void ExactSum::add_noise(double sigma, const std::uint8_t* key, const std::uint8
         throw std::invalid_argument("offset + n must be at most 2^35, where the stream ends, not " +
                                     std::to_string(offset_) + " + " + std::to_string(n_));
     }
-    if (!(scale < std::ldexp(1.0, kSumBits))) {
+    const double size = std::fabs(scale);
+    if (!(size < std::ldexp(1.0, kSumBits))) {
         throw std::invalid_argument("sigma must be below 2^(" + std::to_string(kSumBits) + " - frac_bits), not " +
-                                    text(sigma));
+                                    text(std::fabs(sigma)));
     }
     // Below 2^66; what does not fit into 64 bits does not fit into the sum either.
-    const double by = std::ceil(kMaxRadius * scale);
+    const double by = std::ceil(kMaxRadius * size);
     grid_.extend(by < 0x1p63 ? static_cast<std::uint64_t>(by) : std::uint64_t{1} << 63, "sigma");
     const Stream stream{key, nonce, offset_};
     const KernelTable& kernel = kernels();

@@ -88,6 +88,7 @@ public:
     // the truth each is read once.
     void add_all(const std::vector<View>& payloads, const std::vector<Addition>& how);
 
+    // A negative sigma takes away what the positive one adds, to the bit.
     void add_noise(double sigma, const std::uint8_t* key, const std::uint8_t* nonce);
     double divisor(double denominator) const { return grid_.divisor(denominator); }
     void mean(double divisor, f32u* out);

@@ -31,7 +31,7 @@ Ranges
 Noise and mean
 --------------
 - Noise is q_j = rint(z_j · (σ · 2^F)), z_j the normal at position offset + j of the stream
-  (`reference_noise`).
+  (`reference_noise`); it is added, or subtracted.
 - mean_j = float32(float64(total_j) / (denominator · 2^F)): int64 to float64 and float64 to float32 to nearest
   even.
 - −0 is not kept: an integer has none.
@@ -343,12 +343,32 @@ class Accumulator:
             If an argument is not as above, or the noise could make the sum leave its range. The sum is then
             unchanged.
         """
-        scale = checks.nonnegative("sigma", sigma) * self._unit
+        self._noise(checks.nonnegative("sigma", sigma), key, nonce)
+
+    def subtract_noise(self, sigma: float, *, key: checks.Payload, nonce: checks.Payload) -> None:
+        """Take away what `add_noise` with the same arguments adds, to the bit: −rint(x) is rint(−x).
+
+        Parameters
+        ----------
+        sigma : float
+            Standard deviation, 0 or more, in the units of the updates.
+        key, nonce : bytes of 32 and 12
+            Which stream; this sum takes its positions from `offset` on.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `add_noise`. The sum is then unchanged.
+        """
+        self._noise(-checks.nonnegative("sigma", sigma), key, nonce)
+
+    def _noise(self, sigma: float, key: checks.Payload, nonce: checks.Payload) -> None:
+        scale = sigma * self._unit
         key, nonce = checks.stream(key, nonce)
         checks.positions(self._offset, self._n)
-        if not scale < 2.0**_SUM_BITS:
-            raise ValueError(f"sigma must be below 2^({_SUM_BITS} - frac_bits), not {sigma}")
-        self._extend(math.ceil(MAX_RADIUS * scale), "sigma")
+        if not abs(scale) < 2.0**_SUM_BITS:
+            raise ValueError(f"sigma must be below 2^({_SUM_BITS} - frac_bits), not {abs(sigma)}")
+        self._extend(math.ceil(MAX_RADIUS * abs(scale)), "sigma")
         for position, v in normals(key, nonce, self._offset, self._offset + self._n):
             v *= scale
             np.rint(v, out=v)

@@ -74,8 +74,9 @@ def test_mixed_updates(
         assert one.add(form, **how) == norm
     same_bits(one.totals(), other.totals())
     same_bits(one.mean(7.25), other.mean(7.25))
-    one.add_noise(2.5, key=KEY, nonce=NONCE)
-    other.add_noise(2.5, key=KEY, nonce=NONCE)
+    for sums in (one, other):
+        sums.add_noise(2.5, key=KEY, nonce=NONCE)
+        sums.subtract_noise(0.3, key=bytes(32), nonce=NONCE)
     same_bits(one.totals(), other.totals())
 
 
@@ -127,6 +128,7 @@ def test_noise_beyond_the_range_of_values(
     one, other = (module.Accumulator(5000, frac_bits=log_scale) for module in (native, reference))
     for sums in (one, other):
         sums.add_noise(1.1, key=KEY, nonce=NONCE)
+        sums.subtract_noise(0.9, key=bytes(32), nonce=NONCE)
     same_bits(one.totals(), other.totals())
     same_bits(one.mean(3.0), other.mean(3.0))
 

@@ -282,6 +282,18 @@ def test_noise_is_the_rounded_stream(kernels: ModuleType, sigma: float, frac_bit
     assert (total.totals() == np.rint(stream * (sigma * 2.0**frac_bits)).astype(np.int64)).all()
 
 
+@pytest.mark.parametrize(("sigma", "frac_bits"), [(0.5, 40), (3.0, 0), (1.0, 58), (0.0, 10)])
+def test_noise_is_taken_away_to_the_bit(kernels: ModuleType, sigma: float, frac_bits: int) -> None:
+    """Correlated noise relies on it: subtracting is adding the negated integers."""
+    n = 3000
+    added, taken = (kernels.Accumulator(n, frac_bits=frac_bits, offset=2048) for _ in range(2))
+    added.add_noise(sigma, key=KEY, nonce=NONCE)
+    taken.subtract_noise(sigma, key=KEY, nonce=NONCE)
+    assert (taken.totals() == -added.totals()).all()
+    taken.add_noise(sigma, key=KEY, nonce=NONCE)
+    assert not taken.totals().any()
+
+
 @given(st.integers(0, 6), st.integers(0, 6))
 @settings(max_examples=15)
 def test_tiles_get_the_noise_of_their_places(kernels: ModuleType, first: int, tiles: int) -> None:
@@ -298,8 +310,9 @@ def test_noise_that_could_overflow_is_refused(kernels: ModuleType) -> None:
     """9.5 σ must fit beside the sum."""
     total = kernels.Accumulator(10, frac_bits=0)
     for sigma in (2.0**60, 2.0**62, 1e300):
-        with pytest.raises(ValueError, match="sigma"):
-            total.add_noise(sigma, key=KEY, nonce=NONCE)
+        for change in (total.add_noise, total.subtract_noise):
+            with pytest.raises(ValueError, match="sigma"):
+                change(sigma, key=KEY, nonce=NONCE)
     assert not total.totals().any()
 
 
