@@ -40,6 +40,7 @@ COMMANDS = {
     "export": "fedmq.cli.export:export",
     "verify": "fedmq.cli.verify:verify",
     "backup": "fedmq.cli.backup:backup",
+    "privacy": "fedmq.cli.privacy.command:privacy",
     "info": "fedmq.cli.info:info",
     "demo": "fedmq.cli.demo.command:demo",
     "bench": "fedmq.cli.bench.command:bench",

@@ -1,0 +1,1 @@
+"""`fedmq privacy`: what a promise would cost, and what was promised."""

@@ -1,0 +1,88 @@
+"""A privacy statement in words."""
+
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedmq.broker.statement import Promise, Statement, WorkerPromise
+
+LABEL, WIDTH = 20, 100
+
+
+def lines(statement: "Statement") -> Iterator[str]:
+    """The statement for people."""
+    at = "no version yet" if statement.version is None else f"version {statement.version}"
+    end = f", finished: {statement.finished}" if statement.finished else ""
+    yield f"federation {statement.federation} ({statement.id}), {at}{end}"
+    if statement.promise is None:
+        yield from textwrap.wrap(
+            "NOTHING IS PROMISED: the federation has no [privacy] table. Its models may tell anything about the data "
+            "that they were trained on. A worker that adds noise of its own has a promise of its own, which the "
+            "broker cannot vouch for: it is in that worker's state folder.",
+            WIDTH,
+        )
+        return
+    yield from _promised(statement.promise)
+
+
+def _promised(promise: "Promise | WorkerPromise") -> Iterator[str]:
+    yield ""
+    yield "promise"
+    yield from _row("unit", f"a {promise.unit}")
+    yield from _row("neighbours", promise.adjacency)
+    yield from _row("mechanism", promise.mechanism)
+    yield from _row("constants", _constants(promise))
+    yield from _row("accountant", promise.accountant)
+    yield from _row("delta", f"{promise.delta:g}")
+    yield from _row("epsilon, budget", f"{promise.epsilon_budget:g}")
+    yield from _spent(promise)
+    if not promise.noise_agrees:
+        yield from _row(
+            "WARNING",
+            "the journal has releases with other noise than this: the promise does not hold for them",
+        )
+    for title, items in (("assumed", promise.assumptions), ("not covered", promise.not_covered)):
+        yield ""
+        yield title
+        for item in items:
+            yield from textwrap.wrap(item, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+
+
+def _constants(promise: "Promise | WorkerPromise") -> str:
+    from fedmq.broker.statement import WorkerPromise
+
+    z = f"noise multiplier {promise.noise_multiplier:g}"
+    if isinstance(promise, WorkerPromise):
+        return (
+            f"{z}, clip norm {promise.clip_norm:g}, noise {promise.sigma:g} on the sum, divisor {promise.divisor:g}, "
+            f"at most {promise.max_participations} versions a worker"
+        )
+    return (
+        f"{z}, clip norm {promise.max_grad_norm:g}, noise {promise.sigma:g} on the sum, sampling rate "
+        f"{promise.sampling_rate:g}, divisor {promise.divisor:g}, largest batch {promise.max_batch}"
+    )
+
+
+def _spent(promise: "Promise | WorkerPromise") -> Iterator[str]:
+    from fedmq.broker.statement import WorkerPromise
+
+    if not isinstance(promise, WorkerPromise):
+        yield from _row(
+            "epsilon, planned", f"{promise.epsilon_planned:.6g} for {promise.releases_planned} releases"
+        )
+        yield from _row("epsilon, spent", f"{promise.epsilon_spent:.6g} for {promise.releases} releases")
+        return
+    yield from _row("epsilon, planned", f"{promise.epsilon_planned:.6g} for a worker at its cap")
+    yield from _row(
+        "epsilon, spent", f"{promise.epsilon_spent:.6g} at most by a worker, in {promise.releases} releases"
+    )
+    for worker, charge in promise.workers.items():
+        times = f"{charge.participations} version{'' if charge.participations == 1 else 's'}"
+        yield f"    {worker}  {charge.epsilon:.6g} for {times}"
+
+
+def _row(label: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=f"  {label:<{LABEL}}", subsequent_indent=" " * (LABEL + 2)
+    )

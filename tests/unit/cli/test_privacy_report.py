@@ -1,0 +1,193 @@
+"""`fedmq privacy report`: what an auditor reads; ε computed anew from the journal."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmq.broker.rows import AcceptRow, FreezeRow, VersionInfo, VersionRow
+from fedmq.broker.store.journal import Journal
+from fedmq.broker.store.state import StateFolder
+from fedmq.fedcore import config
+from fedmq.fedcore.errors import StateError
+
+DELTA, RATE, NOISE, CLIP = 1e-5, 0.5, 7.0, 0.5
+
+
+def federation(folder: Path, *, releases: int = 3, sigma: float = NOISE * CLIP) -> Path:
+    """The state folder of a private federation that made so many versions."""
+    path = folder / "state"
+    tables: dict[str, Any] = {
+        "federation": {"name": "wards", "state": path},
+        "mode": {"kind": "sync"},
+        "privacy": {
+            "epsilon": 3.0,
+            "delta": DELTA,
+            "max_grad_norm": CLIP,
+            "sampling_rate": RATE,
+            "steps": 80,
+            "divisor": 700.0,
+            "max_batch": 1400,
+        },
+    }
+    with StateFolder.open(path) as state:
+        state.settle(config.parse(tables, base_dir=folder), NOISE)
+        journal = Journal.open(state.journal)
+        for version in range(releases + 1):
+            info = VersionInfo(version=version, digest=bytes([version]), size=4, layout=b"", n=1)
+            if version == 0:
+                journal.apply([VersionRow(info=info)])
+                continue
+            journal.apply(
+                [
+                    FreezeRow(buffer=version - 1, reason="full"),
+                    VersionRow(info=info, updates=9, examples=9, sigma=sigma, privacy_steps=1),
+                ]
+            )
+        journal.close()
+    return path
+
+
+def librarys(steps: int) -> float:
+    """ε by dp-accounting, called directly."""
+    import dp_accounting as dp
+    from dp_accounting import pld
+
+    accountant = pld.PLDAccountant()
+    accountant.compose(dp.PoissonSampledDpEvent(RATE, dp.GaussianDpEvent(NOISE)), steps)
+    return float(accountant.get_epsilon(DELTA))
+
+
+def test_every_epsilon_is_the_librarys(fedmq, tmp_path: Path) -> None:
+    """Of what was released, and of what is planned; the budget is the table's."""
+    code, out, err = fedmq("privacy", "report", federation(tmp_path), "--json")
+    assert (code, err) == (0, "")
+    promise = json.loads(out)["promise"]
+    assert promise["epsilon_spent"] == pytest.approx(librarys(3), rel=1e-9)
+    assert promise["epsilon_planned"] == pytest.approx(librarys(80), rel=1e-9)
+    assert promise["epsilon_spent"] < promise["epsilon_planned"] <= promise["epsilon_budget"] == 3.0
+    assert (promise["releases"], promise["releases_planned"], promise["delta"]) == (3, 80, DELTA)
+
+
+def test_an_auditor_reads_unit_mechanism_trust_and_limits(fedmq, tmp_path: Path) -> None:
+    """Whose presence, from whom, by what, at what cost, and what is not covered."""
+    text = " ".join(fedmq("privacy", "report", federation(tmp_path))[1].split())
+    for words in (
+        "unit a record",
+        "neighbours add or remove one record",
+        "noise multiplier 7, clip norm 0.5, noise 3.5 on the sum, sampling rate 0.5, divisor 700",
+        "accountant privacy-loss distributions",
+        f"epsilon, spent {librarys(3):.6g} for 3 releases",
+        "assumed - The broker is trusted",
+        "not covered - That a worker takes part",
+    ):
+        assert words in text
+    assert "WARNING" not in text
+
+
+def test_nothing_released_costs_nothing(fedmq, tmp_path: Path) -> None:
+    """Version 0 is not trained."""
+    out = fedmq("privacy", "report", federation(tmp_path, releases=0), "--json")[1]
+    assert json.loads(out)["promise"]["epsilon_spent"] == 0.0
+
+
+def test_other_noise_than_was_promised_is_said(fedmq, tmp_path: Path) -> None:
+    """The journal's noise is held against the promise's."""
+    path = federation(tmp_path, sigma=1.0)
+    assert json.loads(fedmq("privacy", "report", path, "--json")[1])["promise"]["noise_agrees"] is False
+    assert "WARNING the journal has releases with other noise" in " ".join(
+        fedmq("privacy", "report", path)[1].split()
+    )
+
+
+def test_without_a_table_nothing_is_promised(fedmq, state: Path) -> None:
+    """Plainly, and with exit code 0: it is a statement, too."""
+    code, out, _ = fedmq("privacy", "report", state)
+    assert code == 0
+    assert out.startswith("federation wards (")
+    assert "NOTHING IS PROMISED" in out
+    assert json.loads(fedmq("privacy", "report", state, "--json")[1])["promise"] is None
+
+
+def test_what_is_no_state_folder(fedmq, tmp_path: Path) -> None:
+    """One line, with the state folder's exit code."""
+    for path in (tmp_path, tmp_path / "none"):
+        code, out, err = fedmq("privacy", "report", path)
+        assert (code, out, err.count("\n")) == (StateError.exit_code, "", 1)
+
+
+def workers_federation(folder: Path, charged: float = 1.9) -> Path:
+    """Three versions of a worker-level federation: a is in all, b in one."""
+    path = folder / "state"
+    tables: dict[str, Any] = {
+        "federation": {"name": "wards", "state": path},
+        "mode": {"kind": "async", "buffer": 2},
+        "privacy": {
+            "unit": "worker", "epsilon": 8.0, "delta": DELTA, "clip_norm": CLIP, "max_participations": 10,
+        },
+    }  # fmt: skip
+    with StateFolder.open(path) as state:
+        state.settle(config.parse(tables, base_dir=folder), 1.9)
+        journal = Journal.open(state.journal)
+        for version in range(4):
+            info = VersionInfo(version=version, digest=bytes([version]), size=4, layout=b"", n=1)
+            if version == 0:
+                journal.apply([VersionRow(info=info)])
+                continue
+            rows = [
+                accepted(version, worker) for worker in (("a", "b") if version == 1 else ("a", f"c{version}"))
+            ]
+            row = VersionRow(info=info, updates=2, sigma=1.9 * CLIP, privacy_steps=1, charged=charged)
+            journal.apply([*rows, FreezeRow(buffer=version - 1, reason="full"), row])
+        journal.close()
+    return path
+
+
+def accepted(version: int, worker: str) -> AcceptRow:
+    return AcceptRow(
+        task=f"{version}{worker}".encode(),
+        worker=worker,
+        base=version - 1,
+        buffer=version - 1,
+        tau=0,
+        weight=1.0,
+        examples=1,
+        norm=1.0,
+        encoding="f32",
+        size=4,
+        digest=b"",
+        inline=bytes(4),
+    )
+
+
+def test_each_workers_epsilon_is_the_librarys(fedmq, tmp_path: Path) -> None:
+    """By its participations, exactly composed; what is spent is the most that a worker paid."""
+    import dp_accounting as dp
+
+    found = json.loads(fedmq("privacy", "report", workers_federation(tmp_path), "--json")[1])["promise"]
+    for worker, times in {"a": 3, "b": 1, "c2": 1, "c3": 1}.items():
+        charge = found["workers"][worker]
+        assert charge["participations"] == times
+        expected = dp.get_epsilon_gaussian(1.9 / math.sqrt(times), DELTA)
+        assert charge["epsilon"] == pytest.approx(expected, rel=1e-9)
+    assert found["epsilon_spent"] == found["workers"]["a"]["epsilon"]
+    assert found["epsilon_planned"] == pytest.approx(
+        dp.get_epsilon_gaussian(1.9 / math.sqrt(10), DELTA), rel=1e-9
+    )
+    assert found["noise_agrees"] is True
+
+
+def test_an_auditor_reads_what_each_worker_paid(fedmq, tmp_path: Path) -> None:
+    """And that participation is public."""
+    text = " ".join(fedmq("privacy", "report", workers_federation(tmp_path))[1].split())
+    assert "unit a worker" in text
+    assert "at most 10 versions a worker" in text
+    assert "for 3 versions" in text
+    assert "in which versions it had a part: these are public" in text
+
+
+def test_a_charge_for_other_noise_is_said(fedmq, tmp_path: Path) -> None:
+    """Also where the journal charged less than the promise says."""
+    assert "WARNING" in fedmq("privacy", "report", workers_federation(tmp_path, charged=3.0))[1]
