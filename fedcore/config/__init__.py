@@ -29,7 +29,6 @@ from .tables import (
     Adam,
     Aggregate,
     AsyncMode,
-    Config,
     Evaluate,
     Fadas,
     FedAsync,
@@ -47,9 +46,9 @@ from .tables import (
     SyncMode,
     WorkerPrivacy,
     Yogi,
-    check_minimum,
     lower_is_better,
 )
+from .whole import Config, check_minimum
 from .writing import template, to_toml
 
 __all__ = [

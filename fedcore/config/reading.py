@@ -27,7 +27,6 @@ from .tables import (
     Adagrad,
     Adam,
     AsyncMode,
-    Config,
     Fadas,
     FedAsync,
     Model,
@@ -38,6 +37,7 @@ from .tables import (
     WorkerPrivacy,
     Yogi,
 )
+from .whole import Config
 
 TASK_MAX = 32 * 1024  # bytes of [task] as msgpack: it rides in a header of at most 64 KiB
 VARIANTS: dict[str, dict[str, type[Struct]]] = {

@@ -12,7 +12,7 @@ import msgspec
 import xxhash
 
 from .reading import VARIANTS, keys_of, table_names
-from .tables import Config
+from .whole import Config
 from .writing import portable
 
 FREE_TABLES = frozenset({"evaluate", "stop", "storage", "network", "security"})

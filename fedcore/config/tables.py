@@ -3,10 +3,10 @@
 This is the single source: the reader checks against these types, `fedmq init` writes these descriptions as
 comments, and a test holds docs/configuration.md to them. The rules:
 
-- An attribute has its key's name; a table is an attribute of `Config`.
+- An attribute has its key's name; a table is an attribute of `Config`, which stands in `whole`.
 - A limit that is off is 0 (or "" for text): TOML has no null.
-- A range stands in the type (`Meta(ge=1)`), and is checked by `reading.parse`. What two keys must agree on
-  is checked in `Config.__post_init__`, so that no `Config` exists in which they disagree.
+- A range stands in the type (`Meta(ge=1)`), and is checked by `reading.parse`. What two keys must agree on is checked
+  in `whole`.
 - Sizes are bytes; a file may say "1 MiB". Times are seconds and end in `_s`.
 - A path in a file is relative to that file's folder, and absolute here.
 """
@@ -18,13 +18,9 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from fedmq.fedcore.errors import ConfigError
-
-from .rule_tables import RULES, Mean, Rule, UserRule, name_of
+from .rule_tables import RULES, Mean, Rule
 
 MIB = 1 << 20
-MEMORY_MIN = 64 * MIB
-"""What a broker needs besides uploads: the interpreter, kernels' tiles, connections."""
 APP_PATTERN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 RULE_FORM = (
     ", ".join(f'"{kind}"' for kind in RULES)
@@ -431,43 +427,6 @@ class Security(Table, frozen=True):
     ] = False
 
 
-class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A whole federation.toml. Make one with `load` or `parse`, which check ranges as well."""
-
-    federation: Federation = Federation()
-    model: Model = Model()
-    mode: Mode = AsyncMode()
-    task: dict[str, object] = {}
-    aggregate: Aggregate = Aggregate()
-    optimizer: Optimizer = Sgd()
-    evaluate: Evaluate = Evaluate()
-    stop: Stop = Stop()
-    privacy: Privacy | WorkerPrivacy | None = None
-    storage: Storage = Storage()
-    network: Network = Network()
-    security: Security = Security()
-    base_dir: str = "."  # not a key: the folder that paths in the file were relative to
-
-    def __post_init__(self) -> None:
-        _check_mode(self)
-        _check_fedasync(self)
-        _check_privacy(self)
-        _check_rule(self)
-        _check_network(self)
-        if bool(self.stop.metric) != (self.stop.target is not None):
-            raise ConfigError(
-                f"stop.{'target' if self.stop.metric else 'metric'} is missing; "
-                "stop.metric and stop.target go together"
-            )
-
-    @property
-    def reach(self) -> int:
-        """How far behind the current version a model is still needed: FedAsync mixes in an update with its base."""
-        if isinstance(self.optimizer, FedAsync) and isinstance(self.mode, AsyncMode):
-            return self.mode.max_staleness
-        return 0
-
-
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of `metric` is the better one: losses and errors, by their name.
 
@@ -479,194 +438,6 @@ def lower_is_better(metric: str) -> bool:
     return metric.lower().endswith(_LOSS_WORDS)
 
 
-def _check_mode(config: Config) -> None:
-    mode = config.mode
-    if not isinstance(mode, SyncMode):
-        return
-    if 0 < mode.clients_per_round < mode.min_updates:
-        raise ConfigError(
-            f"mode.min_updates is {mode.min_updates}; it may be at most mode.clients_per_round, "
-            f"which is {mode.clients_per_round}"
-        )
-    if mode.over_selection > 1 and mode.clients_per_round == 0:
-        raise ConfigError(
-            f"mode.over_selection is {mode.over_selection:g}; it needs mode.clients_per_round, "
-            "which is 0 and asks everybody already"
-        )
-
-
-def _check_fedasync(config: Config) -> None:
-    """Hold the rest of the file to one update a version, which is all that FedAsync is defined for."""
-    if not isinstance(config.optimizer, FedAsync):
-        return
-    mode, rule = config.mode, name_of(config.aggregate.rule)
-    needs: list[tuple[str, object, object, str]] = [
-        ("mode.kind", mode.kind, "async", "it mixes in one update after the other, and a round is of many"),
-        ("mode.buffer", getattr(mode, "buffer", 1), 1, "each update makes a version"),
-        ("aggregate.rule", rule, "mean", "one update has no others to be compared with"),
-    ]
-    for key, holds, must, why in needs:
-        if holds != must:
-            raise ConfigError(
-                f'{key} is {_show(holds)}; with optimizer.kind "fedasync" it must be {_show(must)}: {why}'
-            )
-    if config.privacy is not None:
-        raise ConfigError(
-            'optimizer.kind is "fedasync"; with [privacy] it must be another: a version is made of one update, and '
-            "noise that hides all of it leaves nothing to learn from"
-        )
-
-
-def _check_privacy(config: Config) -> None:
-    """Hold the rest of the file to what the accountant assumes."""
-    privacy = config.privacy
-    if privacy is None:
-        return
-    if isinstance(privacy, WorkerPrivacy):
-        _check_worker_privacy(config)
-        return
-    if not isinstance(config.mode, SyncMode):
-        raise ConfigError('mode.kind is "async"; with [privacy] unit = "record" it must be "sync"')
-    needs: list[tuple[str, object, object, str]] = [
-        ("mode.clients_per_round", config.mode.clients_per_round, 0, "the sampling rate counts on everybody"),
-        ("mode.min_updates", config.mode.min_updates, 0, "a round must not depend on who answered"),
-        ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
-        ("aggregate.weight", config.aggregate.weight, "uniform", "a record counts the same everywhere"),
-        ("aggregate.encoding", config.aggregate.encoding, "f32", "an encoding would change the clipped sums"),
-        ("aggregate.error_feedback", bool(config.aggregate.error_feedback), False, "it would evade the clip"),
-        ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
-        ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
-    ]
-    _demand(needs)
-    if config.stop.versions > privacy.steps:
-        raise ConfigError(
-            f"stop.versions is {config.stop.versions}; it may be at most privacy.steps, "
-            f"which is {privacy.steps}: the budget is planned for that many"
-        )
-
-
-def _check_worker_privacy(config: Config) -> None:
-    """Likewise where the unit is a worker. Any encoding will do: the broker clips the numbers that it decodes."""
-    mode = config.mode
-    if not isinstance(mode, AsyncMode):
-        raise ConfigError(
-            'mode.kind is "sync"; with [privacy] unit = "worker" it must be "async": rounds would need a secret '
-            "coin for each worker, which this version does not have"
-        )
-    _demand(
-        [
-            ("mode.one_per_worker", mode.one_per_worker, True, "two updates of a worker would weigh twice"),
-            ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
-            (
-                "aggregate.weight",
-                config.aggregate.weight,
-                "uniform",
-                "how many examples there are is private",
-            ),
-            ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
-            (
-                "evaluate.fraction",
-                config.evaluate.fraction,
-                0,
-                "workers' metrics would leak; use evaluate.app",
-            ),
-        ]
-    )
-
-
-def _demand(needs: list[tuple[str, object, object, str]]) -> None:
-    for key, holds, must, why in needs:
-        if holds != must:
-            raise ConfigError(f"{key} is {_show(holds)}; with [privacy] it must be {_show(must)}: {why}")
-
-
-def _check_rule(config: Config) -> None:
-    """Hold the rest of the file to what the rule can work with."""
-    rule, mode = config.aggregate.rule, config.mode
-    name = name_of(rule)
-    if not isinstance(rule, UserRule):
-        check_minimum(config, name, rule.minimum, rule.needs)
-    largest = mode.buffer if isinstance(mode, AsyncMode) else mode.clients_per_round
-    if rule.most is not None and largest > rule.most:
-        key = "mode.buffer" if isinstance(mode, AsyncMode) else "mode.clients_per_round"
-        raise ConfigError(
-            f'{key} is {largest}; with aggregate.rule "{name}" it may be at most {rule.most}: it compares every '
-            "update with every other"
-        )
-    wrong = []  # both at once: who changes the rule in a file that names every key meets both
-    if rule.uniform and config.aggregate.weight != "uniform":
-        wrong.append(
-            f'aggregate.weight is "{config.aggregate.weight}"; with aggregate.rule "{name}" it must be "uniform": '
-            "how many examples a worker has is its own claim"
-        )
-    if rule.one_per_worker and isinstance(mode, AsyncMode) and not mode.one_per_worker:
-        wrong.append(
-            f'mode.one_per_worker is false; with aggregate.rule "{name}" it must be true: '
-            "one worker could be the majority of a buffer"
-        )
-    if wrong:
-        raise ConfigError("; and ".join(wrong))
-
-
-def check_minimum(config: Config, rule: str, minimum: int, needs: str) -> None:
-    """Whether every buffer or round will have as many updates as its rule needs.
-
-    A round ends with min(min_updates, clients_per_round, those who are there) at the least, and those are never
-    fewer than min_available.
-
-    Raises
-    ------
-    ConfigError
-        Naming the key under which a buffer could be smaller.
-    """
-    mode = config.mode
-    if isinstance(mode, AsyncMode):
-        holds = [("mode.buffer", mode.buffer)]
-    else:
-        holds = [("mode.min_available", mode.min_available)]
-        holds += [("mode.clients_per_round", mode.clients_per_round)] if mode.clients_per_round else []
-        holds += [("mode.min_updates", mode.min_updates)] if mode.min_updates else []
-    for key, value in holds:
-        if value < minimum:
-            raise ConfigError(
-                f'{key} is {value}; with aggregate.rule "{rule}" it must be at least {minimum}: it needs {needs}'
-            )
-
-
-def _check_network(config: Config) -> None:
-    network, security = config.network, config.security
-    if network.lease_s <= 2 * network.beat_s:
-        raise ConfigError(
-            f"network.lease_s is {network.lease_s:g}; it must be more than twice network.beat_s, "
-            f"which is {network.beat_s:g}"
-        )
-    if 0 < network.memory_limit < 2 * network.credit_budget + MEMORY_MIN:
-        raise ConfigError(
-            f"network.memory_limit is {network.memory_limit} bytes; it must be 0 or at least "
-            f"{2 * network.credit_budget + MEMORY_MIN}: twice network.credit_budget, and {MEMORY_MIN} for the rest"
-        )
-    if network.credit_budget < network.block:
-        raise ConfigError(
-            f"network.credit_budget is {network.credit_budget} bytes; it must be at least network.block, "
-            f"which is {network.block}"
-        )
-    if security.allowlist and not security.keys:
-        raise ConfigError(
-            f'security.allowlist is "{security.allowlist}"; it needs security.keys, which is empty'
-        )
-    if not (config.federation.loopback or security.keys or security.insecure):
-        raise ConfigError(
-            f'federation.bind is "{config.federation.bind}", which others can reach; set security.keys, so that '
-            "only workers that you allow can join, or security.insecure = true (or --insecure) to let anybody "
-            "join and read"
-        )
-    if not (network.http_loopback or network.http_public):
-        raise ConfigError(
-            f'network.http is "{network.http}", which others can reach; bind to loopback and let a proxy or an '
-            "agent on this machine pass it on, or set network.http_public = true to let anybody read it"
-        )
-
-
 def _is_loopback(address: str) -> bool:
     """Whether ``host:port`` can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
@@ -676,9 +447,3 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # an interface or a name: assume that others reach it
         return False
-
-
-def _show(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else str(value)

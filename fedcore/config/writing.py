@@ -14,7 +14,8 @@ import msgspec
 
 from .reading import DEFAULT_KINDS, VARIANTS, Key, keys, keys_of, may_hold, struct_of, table_names
 from .rule_tables import RULES, plain
-from .tables import Config, Privacy, WorkerPrivacy
+from .tables import Privacy, WorkerPrivacy
+from .whole import Config
 
 WIDTH = 110
 _PRIVACY_EXAMPLE = {
