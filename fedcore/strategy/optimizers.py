@@ -19,7 +19,7 @@ Wang et al. (FADAS), arXiv:2407.18365; Xie et al. (FedAsync), arXiv:1903.03934.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from typing import assert_never, overload
 
 import msgspec
 import numpy as np
@@ -152,6 +152,14 @@ class Mixing(msgspec.Struct, frozen=True):
                 params[at] = w
 
 
+_Moved = config.Sgd | config.Momentum | config.Adagrad | config.Adam | config.Yogi | config.Fadas
+"""What moves the model by the combined update alone."""
+
+
+@overload
+def make(table: _Moved) -> ServerOptimizer: ...
+@overload
+def make(table: config.FedAsync) -> Mixing: ...
 def make(table: config.Optimizer) -> ServerOptimizer | Mixing:
     """The optimizer that the ``[optimizer]`` table describes.
 
