@@ -35,6 +35,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
         Accepted so far.
     accuracy : float or None
         Of the newest version on the test images, if one was measured.
+    counted : str
+        What is counted, where it is not versions.
     """
 
     note: str
@@ -42,6 +44,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     versions: int = 0
     updates: int = 0
     accuracy: float | None = None
+    counted: str = "version"
 
 
 Show: TypeAlias = Callable[[Moment], None]
@@ -114,7 +117,7 @@ def view() -> Iterator[View]:
 
 def line(moment: Moment) -> str:
     """A moment as text: ``"version 12 of 30, 60 updates, accuracy 94.7%, 5 workers (…)"``."""
-    parts = [f"version {moment.version} of {moment.versions}"] if moment.versions else []
+    parts = [f"{moment.counted} {moment.version} of {moment.versions}"] if moment.versions else []
     parts += [f"{moment.updates} updates"] if moment.updates else []
     parts += [f"accuracy {moment.accuracy:.1%}"] if moment.accuracy is not None else []
     return ", ".join([*parts, moment.note] if moment.note else parts)

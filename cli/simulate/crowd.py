@@ -48,6 +48,8 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
     workers : int
     speed : Distribution
         Seconds that a fit takes, drawn once for each device; every fit then takes 0.8 to 1.25 times that.
+    speeds : tuple of float
+        The same, said of each device; then nothing is drawn.
     availability : Availability
     dropout : float
         How likely a device dies during a fit. It starts again some minutes later.
@@ -57,6 +59,8 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
         Bytes a second, drawn once for each device; None: transfers take no time.
     model_bytes : float
         What is transferred each way, where there is a bandwidth.
+    update_bytes : float or None
+        What a device sends; None: as much as it fetches.
     slots : int
         Tasks that a worker takes at a time.
     fsync : Distribution
@@ -67,11 +71,13 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: int
     speed: Distribution
+    speeds: tuple[float, ...] = ()
     availability: Availability = Availability()
     dropout: float = 0.0
     latency: Distribution
     bandwidth: Distribution | None = None
     model_bytes: float = 0.0
+    update_bytes: float | None = None
     slots: int = 1
     fsync: Distribution
     train: TrainName = "noop"
@@ -83,10 +89,15 @@ class Draws:
 
     def __init__(self, crowd: Crowd) -> None:
         self.rng = random.Random(crowd.seed)
-        self.speed = crowd.speed.sampler(self.rng)
+        self._speed = crowd.speed.sampler(self.rng)
+        self._speeds = crowd.speeds
         self.latency: Callable[[], float] = crowd.latency.sampler(self.rng)
         self.fsync = crowd.fsync.sampler(self.rng)
         self.bandwidth = None if crowd.bandwidth is None else crowd.bandwidth.sampler(self.rng)
+
+    def speed(self, device: int) -> float:
+        """Seconds that a fit of a device takes."""
+        return self._speeds[device] if self._speeds else self._speed()
 
 
 def availability(text: str) -> Availability:

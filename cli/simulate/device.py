@@ -68,7 +68,7 @@ class Device:
         self._outbox: dict[bytes, tuple[Entry, Update]] = {}
         self._running: StartApp | None = None
         self._finishes_at = NEVER
-        self._speed_s = simulation.draws.speed()
+        self._speed_s = simulation.draws.speed(index)
         draw = simulation.draws.bandwidth
         self._bytes_per_s = NEVER if draw is None else max(draw(), 1.0)
         self._version = -1
@@ -168,7 +168,9 @@ class Device:
         self._running = start
         fetched = simulation.crowd.model_bytes if start.task.version != self._version else 0.0
         self._version = start.task.version
-        moved_s = (fetched + simulation.crowd.model_bytes) / self._bytes_per_s
+        sent = simulation.crowd.update_bytes
+        sent = simulation.crowd.model_bytes if sent is None else sent
+        moved_s = (fetched + sent) / self._bytes_per_s
         takes_s = self._speed_s * simulation.draws.rng.uniform(0.8, 1.25) + moved_s
         if simulation.crowd.dropout and simulation.draws.rng.random() < simulation.crowd.dropout:
             dies_s = takes_s * simulation.draws.rng.random()

@@ -40,15 +40,21 @@ class Simulation:
     ----------
     config : Config
     crowd : Crowd
+    work : training.Work, optional
+        What is trained; without it, what `crowd.train` names.
     """
 
-    def __init__(self, config: Config, crowd: Crowd) -> None:
+    def __init__(self, config: Config, crowd: Crowd, work: training.Work | None = None) -> None:
         self.config = config
         self.crowd = crowd
         self.schedule = Schedule()
         self.draws = Draws(crowd)
         self.figures = Figures()
-        self.training = training.make(crowd.train, config, crowd.workers, crowd.seed)
+        self.training: training.Training = (
+            training.make(crowd.train, config, crowd.workers, crowd.seed)
+            if work is None
+            else training.Real(config, work)
+        )
         self.encodings = codecs.ENCODINGS
         self.died = 0
         self.broker = Broker(self)

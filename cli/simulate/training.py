@@ -1,17 +1,19 @@
-"""What devices train and what the broker makes of it: nothing at all, or the demo's network on real digits.
+"""What devices train and what the broker makes of it: nothing at all, or a network on real images.
 
-`Noop` is for crowds: a model of a few bytes, the same update from everybody, no arithmetic. `Digits` is a whole
-federation: each device has its own images and really trains on them, and the broker's own spool, versions and fold
-make the next model of what they send. Both take the same virtual time.
+`Noop` is for crowds: a model of a few bytes, the same update from everybody, no arithmetic. `Real` is a whole
+federation: each device has its own data and really trains on them, and the broker's own spool, versions and fold
+make the next model of what they send. What is trained is its `Work`: the demo's `Digits` here, what `fedmq bench
+strategies` races there. All take the same virtual time.
 """
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 import msgspec
+import numpy as np
 import xxhash
 
 from fedmq.broker.aggregator import fold, plan_fold
@@ -21,9 +23,10 @@ from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.threads import Spooler, Spooling, write_initial
 from fedmq.fedcore import model_file, state_dict, wire
-from fedmq.fedcore.apps import TaskContext
+from fedmq.fedcore.apps import ClientApp, TaskContext, Weights
 from fedmq.fedcore.config import Config
 from fedmq.fedcore.errors import ConfigError
+from fedmq.fedcore.layout import Flat
 from fedmq.worker.compression import encoded
 
 ELEMENTS: Final = 8
@@ -124,32 +127,47 @@ class Noop:
         return VersionInfo(version=version, digest=digest, size=len(self._file), layout=b"noop", n=ELEMENTS)
 
 
-class Digits:
-    """The demo's network on handwritten digits, dealt out to the devices.
+class Work(Protocol):
+    """What is trained by devices that really do."""
+
+    def task(self) -> Mapping[str, Any]:
+        """The ``[task]`` table that apps are given; the config's own keys go before these."""
+        ...
+
+    def initial(self) -> Weights:
+        """The first weights."""
+        ...
+
+    def app(self, device: int) -> ClientApp:
+        """The app of a device, with its data."""
+        ...
+
+    def accuracy(self, weights: Weights) -> float:
+        """On images that no device has."""
+        ...
+
+    def made(self, version: int, weights: Weights) -> None:
+        """There is a new version."""
+        ...
+
+
+class Real:
+    """Devices that train, and the broker's own spool, versions and fold.
 
     Parameters
     ----------
     config : Config
-        Whose ``[task]`` table may hold the demo's keys: epochs, batch, lr.
-    workers : int
-    seed : int
+    work : Work
     """
 
     needs_payloads = True
 
-    def __init__(self, config: Config, workers: int, seed: int) -> None:
-        from ..demo import app, data, network
-
-        self._module = app
-        self._network = network
-        self._test = data.load("digits").test
+    def __init__(self, config: Config, work: Work) -> None:
         self._config = config
-        self._shards = min(workers, SHARDS_MAX)
-        self._seed = seed
-        self._apps: dict[int, app.DemoApp] = {}
-        self._task: dict[str, Any] = {
-            "epochs": 1, "batch": 8, "lr": 0.4, "versions": max(config.stop.versions, 1), **config.task,
-        }  # fmt: skip
+        self._work = work
+        self._task: dict[str, Any] = {**work.task(), **config.task}
+        self._left: dict[int, Flat] = {}
+        """What encodings left out of each device's updates, where it is kept (`fedmq.worker.feedback`)."""
         self._stack = contextlib.ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmq-simulate-")))
         self._versions = VersionStore(folder / "versions", fsync=False)
@@ -158,8 +176,8 @@ class Digits:
         self._spooler = Spooler(self._spool, self._versions, config.model.max_bytes)
 
     def initial(self) -> VersionInfo:
-        """Version 0, as the demo makes it."""
-        model = model_file.from_arrays(cast(Any, self._app(0).initial()))
+        """Version 0, as the work makes it."""
+        model = model_file.from_arrays(cast(Any, self._work.initial()))
         file = b"".join(bytes(chunk) for chunk in model.chunks)
         return write_initial(self._versions, memoryview(file), self._config.model.max_bytes)
 
@@ -168,9 +186,15 @@ class Digits:
         file = self._versions.file(task.version)
         layout = self._versions.layout(task.version)
         context = TaskContext(kind="fit", version=task.version, seed=task.seed, config=self._task)
-        fit = self._app(device % self._shards).fit(state_dict.unpack(layout, file), context)
+        fit = self._work.app(device).fit(state_dict.unpack(layout, file), context)
         delta = state_dict.delta(layout, layout.flat(file), cast(Any, fit.weights))
-        payload = b"".join(encoded(delta, task.encoding, task.seed, keep=task.keep))
+        left: list[Flat] = []
+        if task.feedback and device in self._left:
+            delta += self._left[device]
+        keeps = left.append if task.feedback else None
+        payload = b"".join(encoded(delta, task.encoding, task.seed, keep=task.keep, left_out=keeps))
+        if task.feedback:
+            self._left[device] = np.concatenate(left)
         return Update(payload, xxhash.xxh3_128_digest(payload), fit.examples)
 
     def block(self, version: int, offset: int, length: int) -> memoryview:
@@ -190,20 +214,67 @@ class Digits:
             optimizer=self._config.optimizer,
             rule=self._config.aggregate.rule,
         )
-        return fold(plan, self._versions, self._spool)
+        folded = fold(plan, self._versions, self._spool)
+        self._work.made(folded.info.version, self._weights(folded.info.version))
+        return folded
 
     def accuracy(self, version: int) -> float | None:
-        """On the test images, which no device has."""
+        """Of a version that is still there."""
         if version not in self._versions.versions():
             return None
-        weights = state_dict.unpack(self._versions.layout(version), self._versions.file(version))
-        return float(self._network.measure(cast(Any, weights), self._test).accuracy)
+        return self._work.accuracy(self._weights(version))
 
     def close(self) -> None:
         """Remove the folder."""
         self._stack.close()
 
-    def _app(self, shard: int) -> Any:
+    def _weights(self, version: int) -> Weights:
+        return state_dict.unpack(self._versions.layout(version), self._versions.file(version))
+
+
+class Digits:
+    """The demo's network on handwritten digits, dealt out to the devices.
+
+    Its task has the demo's keys: epochs, batch, lr.
+
+    Parameters
+    ----------
+    config : Config
+    workers : int
+    seed : int
+    """
+
+    def __init__(self, config: Config, workers: int, seed: int) -> None:
+        from ..demo import app, data, network
+
+        self._module = app
+        self._network = network
+        self._test = data.load("digits").test
+        self._versions = max(config.stop.versions, 1)
+        self._shards = min(workers, SHARDS_MAX)
+        self._seed = seed
+        self._apps: dict[int, app.DemoApp] = {}
+
+    def task(self) -> Mapping[str, Any]:
+        """One epoch at a time."""
+        return {"epochs": 1, "batch": 8, "lr": 0.4, "versions": self._versions}
+
+    def initial(self) -> Weights:
+        """As the demo makes them."""
+        return cast(Weights, self._shard(0).initial())
+
+    def app(self, device: int) -> ClientApp:
+        """The demo's, with a shard."""
+        return cast(ClientApp, self._shard(device % self._shards))
+
+    def accuracy(self, weights: Weights) -> float:
+        """On the test images, which no device has."""
+        return float(self._network.measure(cast(Any, weights), self._test).accuracy)
+
+    def made(self, version: int, weights: Weights) -> None:
+        """Nobody asks."""
+
+    def _shard(self, shard: int) -> Any:
         if shard not in self._apps:
             node = {"shard": f"{shard + 1}/{self._shards}", "seed": str(self._seed)}
             self._apps[shard] = self._module.app(node)
@@ -224,5 +295,5 @@ def make(name: str, config: Config, workers: int, seed: int) -> Training:
         case "digits":
             if config.privacy is not None:
                 raise ConfigError("--train digits follows no [privacy]: use --train noop, or fedmq demo")
-            return Digits(config, workers, seed)
+            return Real(config, Digits(config, workers, seed))
     raise ConfigError(f"--train is {name!r}; it may be noop or digits")
