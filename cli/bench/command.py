@@ -11,6 +11,8 @@ from ..json_file import json_option, write_json
 from ..logs import log_options
 from ..status_view import size
 from .kernels.command import kernels
+from .privacy.command import privacy
+from .strategies.command import strategies
 
 if TYPE_CHECKING:
     from .federation import Measured
@@ -24,7 +26,7 @@ _folder_option = click.option(
 )
 
 
-@click.group(commands=[kernels])
+@click.group(commands=[kernels, strategies, privacy])
 @log_options
 def bench() -> None:
     """Measure fedmq on this machine.
@@ -35,6 +37,8 @@ def bench() -> None:
       fedmq bench load --workers 10000
       fedmq bench kernels --quick
       fedmq bench fold
+      fedmq bench strategies --quick
+      fedmq bench privacy --quick
     """
 
 

@@ -1,0 +1,1 @@
+"""`fedmq bench privacy`: what differential privacy costs, on real images."""
