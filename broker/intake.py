@@ -244,8 +244,11 @@ class Intake:
         books, plan = self._books, self._books.plan
         if offer.kind == "init":
             return books.adopting is not None
-        alone = isinstance(plan, AsyncPlan) and plan.mode.one_per_worker
-        return alone and worker.id in books.buffer.workers
+        if not isinstance(plan, AsyncPlan):
+            return False
+        if plan.complete(books.buffer):  # full, and not frozen because the broker drains: K, and not more
+            return True
+        return plan.mode.one_per_worker and worker.id in books.buffer.workers
 
     def _begin(self, worker: Worker, offer: Offer, now: float) -> None:
         """An OFFER whose bytes are to come."""

@@ -165,6 +165,22 @@ def test_a_drain_finishes_the_fold() -> None:
     assert worker.task().version == 1
 
 
+def test_a_full_buffer_takes_no_more_while_it_drains() -> None:
+    """Nothing freezes then, and what is accepted would be in the next version: K updates, and not more."""
+    federation = Federation(asynchronous(buffer=2))
+    first, *others = federation.workers(5)
+    first.fit()
+    others[0].fit()
+    federation.drain()
+    for worker in others[1:]:
+        worker.offer(worker.task())
+    assert [bool(worker.got(wire.Ack)) for worker in others[1:]] == [True, True, False]
+    assert others[3].got(wire.Wait)
+    federation.fold()
+    federation.restart()
+    assert len(federation.fold().rows) == 2
+
+
 def test_a_drain_at_the_end_leaves_the_end_to_the_next_start() -> None:
     """The last version was folded while it drained."""
     federation = Federation(asynchronous(buffer=1, stop=Stop(versions=1)))
