@@ -50,7 +50,8 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
         live = [w.id for w, s in books.workers.sessions() if "fit" in s.kinds and not s.suspect]
         # Of those that may have no further part, the ones in the buffer still help to fill it.
         spent = sum(books.capped(w) and w not in books.buffer.workers for w in live)
-        lacking = books.plan.lacking(len(live) - spent)
+        gone = len(set(books.buffer.workers).difference(live))  # whose updates are here all the same
+        lacking = books.plan.lacking(len(live) - spent + gone)
         if lacking and spent:
             more = f"needs {lacking} more worker{'s' if lacking > 1 else ''}"
             return "stalled", f"{more}: {spent} here ha{'ve' if spent > 1 else 's'} spent the privacy budget"

@@ -153,3 +153,16 @@ def test_nothing_of_a_single_worker_is_published() -> None:
     assert federation.durable(VersionRow)[-1].update_norm is None
     assert not one.tasks("evaluate")
     assert not federation.status()["metrics"]
+
+
+def test_updates_of_workers_that_left_still_count() -> None:
+    """Nothing is stalled that the workers who are here can fill."""
+    federation = Federation(private(cap=1, buffer=3))
+    first = federation.workers(3)
+    gone = federation.worker("gone")
+    version(federation, *first)
+    assert gone.fit().result == "accepted"
+    gone.say(wire.Bye())
+    federation.worker("new-1")
+    federation.worker("new-2")
+    assert federation.status()["state"] == "running"
