@@ -56,6 +56,9 @@ def tables(plan: "Plan", mode: str) -> Iterator[str]:
     """What to put into federation.toml; nothing for what the broker does not do."""
     if plan.participation != "arrivals" or plan.bandwidth or mode != "async":
         return
+    yield "[model]"
+    yield 'initial = "first.safetensors"  # or an app, "module:attribute"; not a worker\'s'
+    yield ""
     yield "[mode]"
     yield 'kind = "async"'
     yield f"buffer = {plan.cohort:g}"

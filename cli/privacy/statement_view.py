@@ -2,12 +2,14 @@
 
 import textwrap
 from collections.abc import Iterator
+from decimal import ROUND_CEILING, Context
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedmq.broker.statement import Promise, Statement, WorkerPromise
 
 LABEL, WIDTH = 20, 100
+_UPWARDS = Context(prec=6, rounding=ROUND_CEILING)
 
 
 def lines(statement: "Statement") -> Iterator[str]:
@@ -69,20 +71,25 @@ def _spent(promise: "Promise | WorkerPromise") -> Iterator[str]:
 
     if not isinstance(promise, WorkerPromise):
         yield from _row(
-            "epsilon, planned", f"{promise.epsilon_planned:.6g} for {promise.releases_planned} releases"
+            "epsilon, planned", f"{_up(promise.epsilon_planned)} for {promise.releases_planned} releases"
         )
-        yield from _row("epsilon, spent", f"{promise.epsilon_spent:.6g} for {promise.releases} releases")
+        yield from _row("epsilon, spent", f"{_up(promise.epsilon_spent)} for {promise.releases} releases")
         return
-    yield from _row("epsilon, planned", f"{promise.epsilon_planned:.6g} for a worker at its cap")
+    yield from _row("epsilon, planned", f"{_up(promise.epsilon_planned)} for a worker at its cap")
     yield from _row(
-        "epsilon, spent", f"{promise.epsilon_spent:.6g} at most by a worker, in {promise.releases} releases"
+        "epsilon, spent", f"{_up(promise.epsilon_spent)} at most by a worker, in {promise.releases} releases"
     )
     for worker, charge in promise.workers.items():
         times = f"{charge.participations} version{'' if charge.participations == 1 else 's'}"
-        yield f"    {worker}  {charge.epsilon:.6g} for {times}"
+        yield f"    {worker}  {_up(charge.epsilon)} for {times}"
 
 
 def _row(label: str, text: str) -> list[str]:
     return textwrap.wrap(
         text, WIDTH, initial_indent=f"  {label:<{LABEL}}", subsequent_indent=" " * (LABEL + 2)
     )
+
+
+def _up(epsilon: float) -> str:
+    """Six digits, never below."""
+    return f"{_UPWARDS.create_decimal_from_float(epsilon):g}"

@@ -74,12 +74,14 @@ def test_every_epsilon_is_the_librarys(fedmq, tmp_path: Path) -> None:
 def test_an_auditor_reads_unit_mechanism_trust_and_limits(fedmq, tmp_path: Path) -> None:
     """Whose presence, from whom, by what, at what cost, and what is not covered."""
     text = " ".join(fedmq("privacy", "report", federation(tmp_path))[1].split())
+    shown = text.partition("epsilon, spent ")[2].partition(" ")[0]
+    assert librarys(3) <= float(shown) < librarys(3) + 1e-6  # never below
     for words in (
         "unit a record",
         "neighbours add or remove one record",
         "noise multiplier 7, clip norm 0.5, noise 3.5 on the sum, sampling rate 0.5, divisor 700",
         "accountant privacy-loss distributions",
-        f"epsilon, spent {librarys(3):.6g} for 3 releases",
+        f"epsilon, spent {shown} for 3 releases",
         "assumed - The broker is trusted",
         "not covered - That a worker takes part",
     ):
@@ -123,6 +125,7 @@ def workers_federation(folder: Path, charged: float = 1.9) -> Path:
     path = folder / "state"
     tables: dict[str, Any] = {
         "federation": {"name": "wards", "state": path},
+        "model": {"initial": "my_app:App"},
         "mode": {"kind": "async", "buffer": 2},
         "privacy": {
             "unit": "worker", "epsilon": 8.0, "delta": DELTA, "clip_norm": CLIP, "max_participations": 10,
