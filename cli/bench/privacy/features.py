@@ -82,7 +82,10 @@ def group_norm(features: Features, groups: int = GROUPS) -> Features:
 def _kept(shard: Shard, cache: Path | None, done: Callable[[int], None]) -> Features:
     if cache is None:
         return _computed(shard.x, done)
-    file = cache / f"scattering-{xxhash.xxh3_64_hexdigest(np.ascontiguousarray(shard.x).data)}.npy"
+    # Of these images, and of this code: other features than it makes would be trained on in silence.
+    recipe = b"".join(Path(str(module)).read_bytes() for module in (__file__, scattering.__file__))
+    images = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(shard.x).data)
+    file = cache / f"scattering-{images}-{xxhash.xxh3_64_hexdigest(recipe)}.npy"
     if file.is_file():
         kept: Features = np.load(file)
         done(len(shard))

@@ -1,5 +1,6 @@
 """The picture of what privacy cost: accuracy over ε, record-level on the left and crowds on the right."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def _panel(axis: Any, run: Run, *, worker_level: bool) -> None:
     colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys([*series, *free]))}
     for name, points in series.items():
         points.sort()
-        middles = [sorted(values)[len(values) // 2] for _, values in points]
+        middles = [statistics.median(values) for _, values in points]
         below = [middle - min(values) for middle, (_, values) in zip(middles, points, strict=True)]
         above = [max(values) - middle for middle, (_, values) in zip(middles, points, strict=True)]
         axis.errorbar(

@@ -215,8 +215,16 @@ def gradient_steps(
 
 
 def _mean(shards: list[Shard], plan: Plan, *, noise_in_each: bool, seed: int) -> Flat:
-    """The mean of all rows: as every step, a noisy sum over a public constant."""
+    """The mean of all rows: as every step, a noisy sum over a public constant.
+
+    Raises
+    ------
+    ValueError
+        When a row is longer than what the noise is made for.
+    """
     width = shards[0].x.shape[1]
+    if any(np.einsum("ij,ij->i", shard.x, shard.x).max(initial=0.0) > width for shard in shards):
+        raise ValueError(f"rows of {width} features must have norms of √{width} at most: group-norm them")
     return _noised(
         [shard.x.sum(axis=0, dtype=np.float64).astype(np.float32) for shard in shards],
         bound=math.sqrt(width),

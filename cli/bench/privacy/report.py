@@ -75,7 +75,7 @@ def _row(each: Found) -> tuple[str, ...]:
         f"{100 * each.median:.2f} %",
         f"{100 * low:.2f} … {100 * high:.2f}",
         f"{each.spent:.4f}" if private else "",
-        f"{each.noise_multiplier:.4g}" if private else "",
+        f"{each.noise_multiplier:.6g}" if private else "",
         f"{each.sampling_rate:.4g}" if private and each.sampling_rate < 1 else "",
         str(each.steps),
     )

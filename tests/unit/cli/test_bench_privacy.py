@@ -72,6 +72,45 @@ def test_a_plan_costs_what_was_asked_for_with_the_mean_counted() -> None:
     assert plan.epsilon() == together > epsilon([steps], DELTA)
 
 
+def sampled_plan() -> record_level.Plan:
+    """Of 200 records in two workers."""
+    return record_level.Plan(
+        private=PRIVATE,
+        sampling_rate=0.1,
+        steps=20,
+        divisor=20.0,
+        noise_multiplier=1.5,
+        mean_noise=record_level.MEAN_NOISE,
+    )
+
+
+def test_sampled_steps_and_the_mean_cost_what_the_library_says() -> None:
+    """Composed by hand, from what runs."""
+    import dp_accounting as dp
+    from dp_accounting import pld
+
+    accountant = pld.PLDAccountant()
+    accountant.compose(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.5)), 20)
+    accountant.compose(dp.GaussianDpEvent(record_level.MEAN_NOISE))
+    assert sampled_plan().epsilon() == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
+
+
+@pytest.mark.parametrize("noise_in_each", [False, True])
+def test_the_means_noise_is_that_of_the_longest_row(noise_in_each: bool) -> None:
+    """z √width over N; and one of every worker's, where each adds its own."""
+    shards = [Shard(np.zeros((100, 900), np.float32), np.zeros(100, np.int64)) for _ in range(2)]
+    found = record_level._mean(shards, sampled_plan(), noise_in_each=noise_in_each, seed=0)
+    expected = record_level.MEAN_NOISE * 30 / 200 * (2**0.5 if noise_in_each else 1)
+    assert found.std() == pytest.approx(expected, rel=0.1)
+
+
+def test_rows_that_are_longer_than_the_noise_hides_are_refused() -> None:
+    """The claim would be false."""
+    shards = [Shard(np.full((3, 4), 1.1, np.float32), np.zeros(3, np.int64))]
+    with pytest.raises(ValueError, match="norms of √4 at most"):
+        record_level._mean(shards, sampled_plan(), noise_in_each=False, seed=0)
+
+
 def test_without_a_budget_there_is_no_noise() -> None:
     """The same steps, and nothing to pay for."""
     plan = record_level.plan(PRIVATE, 1000, None, centred=True)
