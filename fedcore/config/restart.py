@@ -12,6 +12,7 @@ import msgspec
 import xxhash
 
 from .reading import VARIANTS, keys_of, table_names
+from .tables import WorkerPrivacy
 from .whole import Config
 from .writing import portable
 
@@ -58,7 +59,8 @@ def changes(old: Config, new: Config) -> tuple[tuple[Change, ...], tuple[Change,
         change = Change(key, before.get(key), after.get(key))
         if change.old == change.new:
             continue
-        (allowed if _may_change(key, private) else refused).append(change)
+        renamed = key == "security.keys" and _named(old) != _named(new)
+        (allowed if _may_change(key, private) and not renamed else refused).append(change)
     return tuple(allowed), tuple(refused)
 
 
@@ -66,6 +68,8 @@ def fingerprint(config: Config) -> str:
     """32 hexadecimal digits over everything that a restart may not change."""
     private = config.privacy is not None
     fixed = {key: value for key, value in _flat(config).items() if not _may_change(key, private)}
+    if isinstance(config.privacy, WorkerPrivacy):
+        fixed["security.keys"] = _named(config)
     return xxhash.xxh3_128_hexdigest(json.dumps(fixed, sort_keys=True).encode())
 
 
@@ -74,6 +78,14 @@ def _may_change(key: str, private: bool) -> bool:
     if table == "task":
         return not private  # the app computes its clipped sums from it
     return table in FREE_TABLES or key in FREE_KEYS
+
+
+def _named(config: Config) -> bool | None:
+    """Whether the ledger of worker-level privacy knows workers by their keys; None where there is none.
+
+    With keys instead of names, or the other way, each worker would come back as another one, with a whole budget.
+    """
+    return bool(config.security.keys) if isinstance(config.privacy, WorkerPrivacy) else None
 
 
 def _flat(config: Config) -> dict[str, object]:

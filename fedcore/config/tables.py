@@ -315,7 +315,7 @@ class Privacy(Table, frozen=True, kw_only=True):
     divisor: Annotated[float, Meta(gt=0, description="A public constant: sampling_rate x all records.")]
     max_batch: Annotated[int, Meta(ge=1, description="Largest sample of one worker; larger sums shrink.")]
     noise_multiplier: Annotated[
-        float | None, Meta(gt=0, description="Left out: calibrated from the keys above.")
+        float | None, Meta(gt=0, le=1e6, description="Left out: calibrated from the keys above.")
     ] = None
 
 
@@ -334,7 +334,7 @@ class WorkerPrivacy(Table, frozen=True, kw_only=True):
         int, Meta(ge=1, le=1_000_000, description="Versions that one worker may have a part in.")
     ]
     noise_multiplier: Annotated[
-        float | None, Meta(gt=0, description="Left out: calibrated from the keys above.")
+        float | None, Meta(gt=0, le=1e6, description="Left out: calibrated from the keys above.")
     ] = None
 
 

@@ -146,6 +146,11 @@ def _check_worker_privacy(config: Config) -> None:
             'mode.kind is "sync"; with [privacy] unit = "worker" it must be "async": rounds would need a secret '
             "coin for each worker, which this version does not have"
         )
+    if config.model.source == "first-worker":
+        raise ConfigError(
+            'model.initial is "first-worker"; with [privacy] unit = "worker" it must name a file or an app: version 0 '
+            "would be what one worker sent, neither clipped nor noised"
+        )
     _demand(
         [
             ("mode.one_per_worker", mode.one_per_worker, True, "two updates of a worker would weigh twice"),

@@ -130,7 +130,7 @@ def _privacy_lines() -> Iterator[str]:
     yield from ("# " + line for line in key_lines(Privacy, _PRIVACY_EXAMPLE))
     yield ""
     yield from _about(WorkerPrivacy)
-    yield '# The other unit. It needs [mode] kind = "async".'
+    yield '# The other unit. It needs [mode] kind = "async", and a file or an app as model.initial.'
     yield "# [privacy]"
     yield from ("# " + line for line in key_lines(WorkerPrivacy, _WORKER_PRIVACY_EXAMPLE))
 

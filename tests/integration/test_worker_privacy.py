@@ -13,6 +13,7 @@ from .federation import Federation, Tables
 CAP = 5
 VERSIONS = 7
 TABLES: Tables = {
+    "model": {"initial": "tiny:App"},
     "mode": {"kind": "async", "buffer": 2},
     "aggregate": {"encoding": "i8"},
     "optimizer": {"kind": "momentum", "lr": 0.5},

@@ -4,7 +4,16 @@ import msgspec
 import pytest
 
 from fedmq.broker.mechanism import mechanism
-from fedmq.fedcore.config import Aggregate, AsyncMode, Config, Evaluate, Privacy, SyncMode, WorkerPrivacy
+from fedmq.fedcore.config import (
+    Aggregate,
+    AsyncMode,
+    Config,
+    Evaluate,
+    Model,
+    Privacy,
+    SyncMode,
+    WorkerPrivacy,
+)
 from fedmq.fedcore.errors import PrivacyError
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
 from fedmq.fedcore.privacy.mechanisms import RecordLevel, WorkerLevel
@@ -34,6 +43,7 @@ def config(**keys: float) -> Config:
 def workers(k: int = 10, noise_multiplier: float | None = None) -> Config:
     """A worker-level federation of ε = 1 with a cap of k."""
     return Config(
+        model=Model(initial="my_app:App"),
         mode=AsyncMode(buffer=20, one_per_worker=True),
         aggregate=Aggregate(weight="uniform"),
         evaluate=Evaluate(fraction=0.0),

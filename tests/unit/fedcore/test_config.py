@@ -347,6 +347,7 @@ class TestFedAsync:
 
 
 WORKERS: dict[str, Any] = {
+    "model": {"initial": "my_app:App"},
     "mode": {"kind": "async", "buffer": 20},
     "privacy": {"unit": "worker", "epsilon": 8, "delta": 1e-5, "clip_norm": 1, "max_participations": 10},
 }
@@ -365,6 +366,7 @@ class TestWorkerPrivacy:
     @pytest.mark.parametrize(
         ("table", "key", "value"),
         [
+            ("model", "initial", "first-worker"),
             ("mode", "kind", "sync"),
             ("mode", "one_per_worker", False),
             ("aggregate", "rule", "median"),
@@ -507,6 +509,16 @@ class TestChanges:
         assert "task.lr" in refused
         kinds = config.changes(self.OLD, before)[1]
         assert "mode.kind" in {change.key for change in kinds}
+
+    def test_workers_whose_parts_are_counted_keep_their_names(self) -> None:
+        """A name with keys is a key: each would come back with a whole budget. Another folder of keys is none."""
+        named, keyed, moved = (
+            config.parse(WORKERS | {"security": {"keys": k}}) for k in ("", "keys", "others")
+        )
+        assert [change.key for change in config.changes(named, keyed)[1]] == ["security.keys"]
+        assert [change.key for change in config.changes(keyed, named)[1]] == ["security.keys"]
+        assert config.fingerprint(named) != config.fingerprint(keyed) == config.fingerprint(moved)
+        assert config.changes(keyed, moved)[1] == ()
 
     def test_a_moved_folder_is_no_change(self) -> None:
         """State and model files move with their federation.toml."""
