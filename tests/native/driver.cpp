@@ -207,6 +207,31 @@ Case fold_exact(const Named& as, bool truncate) {
             [totals] { return digest_of(totals); }};
 }
 
+constexpr int kRangeBits = 21;  // no scaled value is beyond 8 · weight · unit
+
+Case fold_exact_checked(const Named& as, bool truncate) {
+    const Integers totals = integers();
+    const auto inside = std::make_shared<bool>(true);
+    return {std::string("fold_exact_checked ") + as.name + (truncate ? " truncated" : ""),
+            [=, in = Rows(as, kUnit, truncate)](std::size_t first, std::size_t last) {
+                *inside &= kernels().fold_exact_checked(totals->data(), in.rows.data(), kRows, kRangeBits, first, last);
+            },
+            [=] { return *inside ? digest_of(totals) : 0; }};
+}
+
+// Takes out what it finds folded onto other sums, which are left.
+Case unfold_exact(const Named& as, bool truncate) {
+    const Integers totals = integers();
+    const Rows in(as, kUnit, truncate);
+    kernels().fold_exact(totals->data(), Rows(kEncodings[0], kUnit).rows.data(), kRows, 0, kN);
+    kernels().fold_exact_checked(totals->data(), in.rows.data(), kRows, kRangeBits, 0, kN);
+    return {std::string("unfold_exact ") + as.name + (truncate ? " truncated" : ""),
+            [=](std::size_t first, std::size_t last) {
+                kernels().unfold_exact(totals->data(), in.rows.data(), kRows, kRangeBits, first, last);
+            },
+            [totals] { return digest_of(totals); }};
+}
+
 Case divide_exact() {
     const Integers totals = integers();
     kernels().fold_exact(totals->data(), Rows(kEncodings[0], kUnit).rows.data(), kRows, 0, kN);
@@ -446,6 +471,10 @@ std::vector<Case> cases() {
         all.push_back(square_distances(as));
         all.push_back(fold_exact(as, false));
         all.push_back(fold_exact(as, true));
+        all.push_back(fold_exact_checked(as, false));
+        all.push_back(fold_exact_checked(as, true));
+        all.push_back(unfold_exact(as, false));
+        all.push_back(unfold_exact(as, true));
         all.push_back(mean("mean_exact", kernels().mean_exact, as, kUnit, kTotalWeight * kUnit));
         all.push_back(mean("mean_exact_checked", mean_exact_checked, as, kUnit, kTotalWeight * kUnit));
         all.push_back(mean("mean_f64", kernels().mean_f64, as, 1.0, kTotalWeight));

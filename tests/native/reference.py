@@ -129,6 +129,10 @@ def _of_encoding(encoding: str) -> Iterator[tuple[str, bytes | NDArray[Any]]]:
     yield f"square_distances {encoding}", reference.pairwise_sq_distances(payloads, encoding=encoding)
     yield f"fold_exact {encoding}", _summed(encoding, truncate=False).totals()
     yield f"fold_exact {encoding} truncated", _summed(encoding, truncate=True).totals()
+    yield f"fold_exact_checked {encoding}", _summed(encoding, truncate=False).totals()
+    yield f"fold_exact_checked {encoding} truncated", _summed(encoding, truncate=True).totals()
+    yield f"unfold_exact {encoding}", _summed("f32", truncate=False).totals()
+    yield f"unfold_exact {encoding} truncated", _summed("f32", truncate=False).totals()
     for mode in ("exact", "f64", "f32"):
         yield f"mean_{mode} {encoding}", _mean(encoding, mode)
     yield f"mean_exact_checked {encoding}", _mean(encoding, "exact")
