@@ -235,9 +235,10 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
                 )
             if written is not None:
                 written.result()
-            written = behind.submit(_write, writer, kept, params, (*state, d))
-        if written is not None:
-            written.result()
+            if stop < layout.n:
+                written = behind.submit(_write, writer, kept, params, (*state, d))
+            else:  # nothing is folded meanwhile: a small model needs no thread
+                _write(writer, kept, params, (*state, d))
         writer.model(file[layout.data_start + 4 * layout.n :])
         made = writer.commit()
     # What this fold built on is committed, so nothing will fold onto an older version again.
