@@ -7,6 +7,7 @@ import click
 
 from ...json_file import json_option, write_json
 from ...logs import log_options
+from ..options import plot_option
 
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -36,12 +37,7 @@ def _thread_counts(ctx: click.Context, param: click.Parameter, value: str | None
     "--threads", callback=_thread_counts, metavar="T,…", help="With how many threads.  [default: 1, and all]"
 )
 @json_option
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.png",
-    help="Also draw the figures; needs matplotlib, the extra bench.",
-)
+@plot_option("the figures")
 @log_options
 def kernels(
     quick: bool, n: int | None, k: int, threads: tuple[int, ...], json_file: Path | None, plot: Path | None

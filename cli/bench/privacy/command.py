@@ -7,18 +7,9 @@ import click
 
 from ...json_file import json_option, write_json
 from ...logs import log_options
+from ..options import data_dir_option, only_option, plot_option, seeds_option, validation_option
 
 KINDS = ("network", "once", "each", "worker")
-
-
-def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """``once,each``; without the option all of them."""
-    if value is None:
-        return KINDS
-    chosen = [part.strip() for part in value.split(",")]
-    if unknown := [part for part in chosen if part not in KINDS]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(KINDS)}", ctx, param)
-    return tuple(chosen)
 
 
 def _epsilons(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
@@ -35,13 +26,7 @@ def _epsilons(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 @click.command()
-@click.option(
-    "--only",
-    "kinds",
-    callback=_kinds,
-    metavar="KIND,…",
-    help=f"Of {', '.join(KINDS)}.  [default: all]",
-)
+@only_option("kinds", "KIND", KINDS)
 @click.option(
     "--epsilon",
     "epsilons",
@@ -49,11 +34,7 @@ def _epsilons(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     metavar="E,…",
     help="Budgets.  [default: 8,3,1; quick: 3]",
 )
-@click.option(
-    "--seeds",
-    type=click.IntRange(1, 100),
-    help="So many runs of everything; the figures are medians.  [default: 3; quick: 1]",
-)
+@seeds_option
 @click.option(
     "--quick",
     is_flag=True,
@@ -65,23 +46,10 @@ def _epsilons(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     metavar="DIR",
     help="Keep the scattering features there (1.1 GB), and find them again.",
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The folder of fashion-mnist's four IDX files.  [default: Debian's]",
-)
-@click.option(
-    "--validation",
-    is_flag=True,
-    help="Measure on a sixth of the training images, kept out: the settings were chosen so.",
-)
+@data_dir_option
+@validation_option
 @json_option
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.png",
-    help="Also draw accuracy over epsilon; needs matplotlib, the extra bench.",
-)
+@plot_option("accuracy over epsilon")
 @log_options
 def privacy(
     kinds: tuple[str, ...],

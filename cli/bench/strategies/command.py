@@ -7,34 +7,15 @@ import click
 
 from ...json_file import json_option, write_json
 from ...logs import log_options
+from ..options import data_dir_option, only_option, plot_option, seeds_option, validation_option
 from .topics import TOPICS
 
 BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
-def _topics(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """``speed,attackers``; without the option all of them."""
-    if value is None:
-        return TOPICS
-    chosen = [part.strip() for part in value.split(",")]
-    if unknown := [part for part in chosen if part not in TOPICS]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(TOPICS)}", ctx, param)
-    return tuple(topic for topic in TOPICS if topic in chosen)
-
-
 @click.command()
-@click.option(
-    "--only",
-    "topics",
-    callback=_topics,
-    metavar="TOPIC,…",
-    help=f"Of {', '.join(TOPICS)}.  [default: all]",
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(1, 100),
-    help="So many runs of everything; the figures are medians.  [default: 3; quick: 1]",
-)
+@only_option("topics", "TOPIC", TOPICS)
+@seeds_option
 @click.option(
     "--quick",
     is_flag=True,
@@ -43,23 +24,10 @@ def _topics(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 @click.option(
     "--processes", type=click.IntRange(1, 256), help="Races at a time.  [default: one for each core]"
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The folder of fashion-mnist's four IDX files.  [default: Debian's]",
-)
-@click.option(
-    "--validation",
-    is_flag=True,
-    help="Measure on a sixth of the training images, kept out: the settings were chosen so.",
-)
+@data_dir_option
+@validation_option
 @json_option
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.png",
-    help="Also draw accuracy over time; needs matplotlib, the extra bench.",
-)
+@plot_option("accuracy over time")
 @log_options
 def strategies(
     topics: tuple[str, ...],

@@ -11,7 +11,7 @@ both sides train on as many images with the same rates. Centered clipping: radii
 """
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -192,7 +192,7 @@ def _attackers(setting: Setting) -> Iterator[Entry]:
                 )
 
 
-def _race(setting: Setting, topic: str, name: str, mode: Mode, **more: object) -> Entry:
+def _race(setting: Setting, topic: str, name: str, mode: Mode, **more: Any) -> Entry:
     """As many fits for everybody: a version of half the workers is half a round."""
     versions = setting.race_rounds * (2 if isinstance(mode, AsyncMode) else 1)
     return Entry(
@@ -200,5 +200,5 @@ def _race(setting: Setting, topic: str, name: str, mode: Mode, **more: object) -
         name=name,
         mode=mode,
         training=Training(versions, setting.lr, setting.batch),
-        **more,  # type: ignore[arg-type]
+        **more,
     )
