@@ -1,55 +1,52 @@
 """A plan in words: the noise, its price, and how many workers it takes."""
 
-import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .rows import row
+
 if TYPE_CHECKING:
     from fedmq.fedcore.privacy.planning import Plan
-
-LABEL, WIDTH = 20, 100
 
 
 def lines(plan: "Plan") -> Iterator[str]:
     """The plan for people."""
     yield "worker-level privacy: whether a worker, with all that it holds, took part"
     if plan.bandwidth:
-        yield from _row("noise multiplier", f"{plan.noise_multiplier:.2f} for all versions as one release")
+        yield from row("noise multiplier", f"{plan.noise_multiplier:.2f} for all versions as one release")
     else:
-        yield from _row("noise multiplier", f"{plan.noise_multiplier:.2f}, rounded up")
-    yield from _row("epsilon", f"{_up(plan.epsilon)} of {plan.epsilon_budget:g}, at delta {plan.delta:g}")
-    yield from _row("accountant", plan.accountant)
-    yield from _row("neighbours", _neighbours(plan))
-    yield from _row("participation", _participation(plan))
+        yield from row("noise multiplier", f"{plan.noise_multiplier:.2f}, rounded up")
+    yield from row("epsilon", f"{_up(plan.epsilon)} of {plan.epsilon_budget:g}, at delta {plan.delta:g}")
+    yield from row("accountant", plan.accountant)
+    yield from row("neighbours", _neighbours(plan))
+    yield from row("participation", _participation(plan))
     if plan.bandwidth:
-        yield from _row(
+        yield from row(
             "correlated noise",
             f"bandwidth {plan.bandwidth}; {plan.separation} versions from one participation of a worker to the next",
         )
     if plan.delta >= 1 / plan.workers:
-        yield from _row(
+        yield from row(
             "WARNING",
             f"delta {plan.delta:g} is not below 1 / {plan.workers}: publishing one worker keeps that",
         )
     yield ""
     yield "what it does, in units of S, the clip norm of an update"
-    yield from _row(
-        "noise in a version", f"{plan.noise_per_coordinate:.3g} a coordinate; {_noise_norm(plan)}"
-    )
-    yield from _row(
+    yield from row("noise in a version", f"{plan.noise_per_coordinate:.3g} a coordinate; {_noise_norm(plan)}")
+    yield from row(
         "signal in a version",
         f"1 at most, when all agree: {plan.signal_to_noise_best:.2g} of the noise; "
         f"{plan.signal_to_noise_unrelated:.2g} of it when updates have nothing in common",
     )
-    yield from _row(
+    yield from row(
         "after all versions",
         f"noise {plan.noise_after_all:.3g}, where {plan.versions} is the farthest that they can move the model: "
         f"a share of {plan.noise_share:.2g}",
     )
-    yield from _row("verdict", _verdict(plan))
+    yield from row("verdict", _verdict(plan))
     if plan.noise_share > plan.noise_level:
-        yield from _row(f"for a share of {plan.noise_level:g}", _needed(plan))
-    yield from _row("largest model", f"{plan.largest_model:,} parameters, of which nothing is left but noise")
+        yield from row(f"for a share of {plan.noise_level:g}", _needed(plan))
+    yield from row("largest model", f"{plan.largest_model:,} parameters, of which nothing is left but noise")
 
 
 def tables(plan: "Plan", mode: str) -> Iterator[str]:
@@ -82,12 +79,6 @@ def refusal(plan: "Plan") -> str:
         f"refused: with {plan.workers} workers worker-level privacy at epsilon {plan.epsilon_budget:g} is noise for a "
         f"model of {size}{', about the smallest there is' if plan.assumed else ''}; it takes {_needed(plan)}, or a "
         "larger epsilon, or record-level privacy"
-    )
-
-
-def _row(label: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=f"  {label:<{LABEL}}", subsequent_indent=" " * (LABEL + 2)
     )
 
 

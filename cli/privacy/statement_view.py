@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from decimal import ROUND_CEILING, Context
 from typing import TYPE_CHECKING
 
+from .rows import WIDTH, row
+
 if TYPE_CHECKING:
     from fedmq.broker.statement import Promise, Statement, WorkerPromise
 
-LABEL, WIDTH = 20, 100
 _UPWARDS = Context(prec=6, rounding=ROUND_CEILING)
 
 
@@ -31,16 +32,16 @@ def lines(statement: "Statement") -> Iterator[str]:
 def _promised(promise: "Promise | WorkerPromise") -> Iterator[str]:
     yield ""
     yield "promise"
-    yield from _row("unit", f"a {promise.unit}")
-    yield from _row("neighbours", promise.adjacency)
-    yield from _row("mechanism", promise.mechanism)
-    yield from _row("constants", _constants(promise))
-    yield from _row("accountant", promise.accountant)
-    yield from _row("delta", f"{promise.delta:g}")
-    yield from _row("epsilon, budget", f"{promise.epsilon_budget:g}")
+    yield from row("unit", f"a {promise.unit}")
+    yield from row("neighbours", promise.adjacency)
+    yield from row("mechanism", promise.mechanism)
+    yield from row("constants", _constants(promise))
+    yield from row("accountant", promise.accountant)
+    yield from row("delta", f"{promise.delta:g}")
+    yield from row("epsilon, budget", f"{promise.epsilon_budget:g}")
     yield from _spent(promise)
     if not promise.noise_agrees:
-        yield from _row(
+        yield from row(
             "WARNING",
             "the journal has releases with other noise than this: the promise does not hold for them",
         )
@@ -70,24 +71,18 @@ def _spent(promise: "Promise | WorkerPromise") -> Iterator[str]:
     from fedmq.broker.statement import WorkerPromise
 
     if not isinstance(promise, WorkerPromise):
-        yield from _row(
+        yield from row(
             "epsilon, planned", f"{_up(promise.epsilon_planned)} for {promise.releases_planned} releases"
         )
-        yield from _row("epsilon, spent", f"{_up(promise.epsilon_spent)} for {promise.releases} releases")
+        yield from row("epsilon, spent", f"{_up(promise.epsilon_spent)} for {promise.releases} releases")
         return
-    yield from _row("epsilon, planned", f"{_up(promise.epsilon_planned)} for a worker at its cap")
-    yield from _row(
+    yield from row("epsilon, planned", f"{_up(promise.epsilon_planned)} for a worker at its cap")
+    yield from row(
         "epsilon, spent", f"{_up(promise.epsilon_spent)} at most by a worker, in {promise.releases} releases"
     )
     for worker, charge in promise.workers.items():
         times = f"{charge.participations} version{'' if charge.participations == 1 else 's'}"
         yield f"    {worker}  {_up(charge.epsilon)} for {times}"
-
-
-def _row(label: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=f"  {label:<{LABEL}}", subsequent_indent=" " * (LABEL + 2)
-    )
 
 
 def _up(epsilon: float) -> str:
