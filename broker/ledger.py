@@ -41,6 +41,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
         z of each version that workers were charged for.
     participations
         By a worker's principal (its CURVE key, without keys its name); empty where the unit is a record.
+    spent
+        Likewise, Σ 1 / z² over its participations: they cost what one release with z = 1 / √spent costs.
     """
 
     unit: str
@@ -54,6 +56,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     releases: int
     noise_multipliers: dict[int, float] = {}
     participations: dict[str, int] = {}
+    spent: dict[str, float] = {}
 
 
 def read(state: str | Path) -> Ledger | None:
@@ -84,4 +87,5 @@ def read(state: str | Path) -> Ledger | None:
             releases=journal.privacy_steps(),
             noise_multipliers=journal.charged(),
             participations=journal.participations(),
+            spent=journal.spent(),
         )

@@ -10,6 +10,7 @@ Rules that hold here:
   (`fedmq.worker.privacy`), which the broker cannot vouch for.
 """
 
+import math
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ import msgspec
 
 from fedmq.fedcore import config as configs
 from fedmq.fedcore.config import Privacy
-from fedmq.fedcore.privacy.accounting import Spend, epsilon
+from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
 from fedmq.fedcore.privacy.participation import participations_epsilon
 
 from .ledger import Ledger, read
@@ -202,7 +203,7 @@ def _worker_promise(ledger: Ledger, sigmas: set[float]) -> WorkerPromise:
     z, delta = ledger.noise_multiplier, ledger.delta
     sigma = z * ledger.clip_norm
     charges = {
-        worker: Charge(times, participations_epsilon(z, times, delta))
+        worker: Charge(times, gaussian_epsilon(1 / math.sqrt(ledger.spent[worker]), delta))
         for worker, times in ledger.participations.items()
     }
     return WorkerPromise(

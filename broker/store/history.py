@@ -151,6 +151,10 @@ class History:
         """The ledger of worker-level privacy: in how many versions each worker was charged for a part."""
         return dict(self._db.execute("SELECT worker, participations FROM ledger ORDER BY worker"))
 
+    def spent(self) -> dict[str, float]:
+        """Σ 1 / z² over the versions that each worker was charged for: what composes exactly."""
+        return dict(self._db.execute("SELECT worker, spent FROM ledger ORDER BY worker"))
+
     def charged(self) -> dict[int, float]:
         """The noise multiplier of each version that workers were charged for."""
         query = "SELECT version, charged FROM versions WHERE charged IS NOT NULL ORDER BY version"

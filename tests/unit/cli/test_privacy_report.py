@@ -192,5 +192,10 @@ def test_an_auditor_reads_what_each_worker_paid(fedmq, tmp_path: Path) -> None:
 
 
 def test_a_charge_for_other_noise_is_said(fedmq, tmp_path: Path) -> None:
-    """Also where the journal charged less than the promise says."""
-    assert "WARNING" in fedmq("privacy", "report", workers_federation(tmp_path, charged=3.0))[1]
+    """Also where the journal charged less than the promise says; each ε is of what was charged."""
+    import dp_accounting as dp
+
+    path = workers_federation(tmp_path, charged=3.0)
+    assert "WARNING" in fedmq("privacy", "report", path)[1]
+    paid = json.loads(fedmq("privacy", "report", path, "--json")[1])["promise"]["workers"]["a"]
+    assert paid["epsilon"] == pytest.approx(dp.get_epsilon_gaussian(3.0 / math.sqrt(3), DELTA), rel=1e-9)
