@@ -1,14 +1,9 @@
 """The privacy mechanism of a federation: from its `[privacy]` table to constants that hold for its life."""
 
-import math
-
 from fedmq.fedcore.config import AsyncMode, Config, Privacy, WorkerPrivacy
 from fedmq.fedcore.errors import PrivacyError
-from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_noise, poisson_noise
+from fedmq.fedcore.privacy.accounting import Spend, epsilon, poisson_noise
 from fedmq.fedcore.privacy.mechanisms import Mechanism, RecordLevel, WorkerLevel
-
-DIGITS = 4
-"""A noise multiplier that is calibrated here has so many significant digits, rounded up."""
 
 
 def mechanism(config: Config, calibrated: float | None = None) -> Mechanism:
@@ -46,31 +41,27 @@ def mechanism(config: Config, calibrated: float | None = None) -> Mechanism:
 
 
 def _calibrated(privacy: Privacy | WorkerPrivacy) -> float:
-    if isinstance(privacy, WorkerPrivacy):
-        # k releases with z are one with z / √k.
-        z = gaussian_noise(privacy.epsilon, privacy.delta) * math.sqrt(privacy.max_participations)
-        scale = 10.0 ** (DIGITS - 1 - math.floor(math.log10(z)))
-        return math.ceil(z * scale) / scale
-    return poisson_noise(
-        epsilon_target=privacy.epsilon,
-        delta=privacy.delta,
-        sampling_rate=privacy.sampling_rate,
-        steps=privacy.steps,
-    )
+    rate, steps = _planned(privacy)
+    return poisson_noise(epsilon_target=privacy.epsilon, delta=privacy.delta, sampling_rate=rate, steps=steps)
 
 
 def _configured(privacy: Privacy | WorkerPrivacy) -> float:
     noise_multiplier = privacy.noise_multiplier
     assert noise_multiplier is not None
-    if isinstance(privacy, WorkerPrivacy):
-        key, planned = "privacy.max_participations", Spend(noise_multiplier, 1.0, privacy.max_participations)
-    else:
-        key, planned = "privacy.steps", Spend(noise_multiplier, privacy.sampling_rate, privacy.steps)
-    cost = epsilon([planned], privacy.delta)
+    key = "privacy.steps" if isinstance(privacy, Privacy) else "privacy.max_participations"
+    rate, steps = _planned(privacy)
+    cost = epsilon([Spend(noise_multiplier, rate, steps)], privacy.delta)
     if cost > privacy.epsilon:
         raise PrivacyError(
-            f"privacy.noise_multiplier is {noise_multiplier:g}: with it {key} = {planned.steps} cost "
+            f"privacy.noise_multiplier is {noise_multiplier:g}: with it {key} = {steps} cost "
             f"epsilon {cost:.3g}, and privacy.epsilon is {privacy.epsilon:g}; raise it, or leave it out "
             "to have it calibrated"
         )
     return noise_multiplier
+
+
+def _planned(privacy: Privacy | WorkerPrivacy) -> tuple[float, int]:
+    """The sampling rate, and how many releases a record, or a worker at its cap, has a part in."""
+    if isinstance(privacy, Privacy):
+        return privacy.sampling_rate, privacy.steps
+    return 1.0, privacy.max_participations

@@ -98,11 +98,7 @@ def _check_fedasync(config: Config) -> None:
         ("mode.buffer", getattr(mode, "buffer", 1), 1, "each update makes a version"),
         ("aggregate.rule", rule, "mean", "one update has no others to be compared with"),
     ]
-    for key, holds, must, why in needs:
-        if holds != must:
-            raise ConfigError(
-                f'{key} is {_show(holds)}; with optimizer.kind "fedasync" it must be {_show(must)}: {why}'
-            )
+    _demand(needs, 'optimizer.kind "fedasync"')
     if config.privacy is not None:
         raise ConfigError(
             'optimizer.kind is "fedasync"; with [privacy] it must be another: a version is made of one update, and '
@@ -130,7 +126,7 @@ def _check_privacy(config: Config) -> None:
         ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
         ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
     ]
-    _demand(needs)
+    _demand(needs, "[privacy]")
     if config.stop.versions > privacy.steps:
         raise ConfigError(
             f"stop.versions is {config.stop.versions}; it may be at most privacy.steps, "
@@ -151,31 +147,21 @@ def _check_worker_privacy(config: Config) -> None:
             'model.initial is "first-worker"; with [privacy] unit = "worker" it must name a file or an app: version 0 '
             "would be what one worker sent, neither clipped nor noised"
         )
-    _demand(
-        [
-            ("mode.one_per_worker", mode.one_per_worker, True, "two updates of a worker would weigh twice"),
-            ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
-            (
-                "aggregate.weight",
-                config.aggregate.weight,
-                "uniform",
-                "how many examples there are is private",
-            ),
-            ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
-            (
-                "evaluate.fraction",
-                config.evaluate.fraction,
-                0,
-                "workers' metrics would leak; use evaluate.app",
-            ),
-        ]
-    )
+    needs: list[tuple[str, object, object, str]] = [
+        ("mode.one_per_worker", mode.one_per_worker, True, "two updates of a worker would weigh twice"),
+        ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
+        ("aggregate.weight", config.aggregate.weight, "uniform", "how many examples there are is private"),
+        ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
+        ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
+    ]
+    _demand(needs, "[privacy]")
 
 
-def _demand(needs: list[tuple[str, object, object, str]]) -> None:
+def _demand(needs: list[tuple[str, object, object, str]], beside: str) -> None:
+    """Hold keys to the one value that they may have beside something else; each with the reason."""
     for key, holds, must, why in needs:
         if holds != must:
-            raise ConfigError(f"{key} is {_show(holds)}; with [privacy] it must be {_show(must)}: {why}")
+            raise ConfigError(f"{key} is {_show(holds)}; with {beside} it must be {_show(must)}: {why}")
 
 
 def _check_rule(config: Config) -> None:
