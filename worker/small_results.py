@@ -3,13 +3,15 @@
     outbox/small    record, record, …   each: [ lengths: entry 4 bytes, payload 4 bytes ] [ entry: msgpack ]
                                         [ payload ] [ XXH3-64 of all that: 8 bytes ]
 
+A record without an entry says that the result of a task, which is its payload, was acknowledged.
+
 Rules that hold here:
 
 - A record exists when its last byte is written. What a kill or a power loss left of one ends the file: nothing
   after it is read, and it is cut off at the next start.
-- Acknowledged records stay in the file until all are, or until it is mostly of those: then it is emptied, or
-  written anew. A crash before that brings them back; they are offered once more, and the broker says
-  `duplicate`.
+- An acknowledged result stays in the file, and a record says so, until all are, or until the file is mostly of those:
+  then it is emptied, or written anew. So a killed worker does not offer again what the broker may no longer know, and
+  would call stale. Only a power loss brings some of them back, or a kill before the ACK was heard.
 - `put` is called by the app's thread, `delete` by the I/O thread; a lock keeps them apart.
 """
 
@@ -60,8 +62,12 @@ class SmallResults:
             self._size = 0
             while (record := _read(data, self._size)) is not None:
                 entry, payload, end = record
-                self._records[entry.task] = (data[self._size : end], payload)
-                entries[entry.task] = entry
+                if entry is None:
+                    self._records.pop(payload, None)
+                    entries.pop(payload, None)
+                else:
+                    self._records[entry.task] = (data[self._size : end], payload)
+                    entries[entry.task] = entry
                 self._size = end
             if self._size < len(data):
                 os.truncate(self._path, self._size)
@@ -69,23 +75,9 @@ class SmallResults:
 
     def put(self, entry: Entry, payload: bytes) -> None:
         """Add a result. Raises OSError when it cannot be written; nothing of it stays then."""
-        about = msgspec.msgpack.encode(entry)
-        body = b"".join((_LENGTHS.pack(len(about), len(payload)), about, payload))
-        record = body + xxhash.xxh3_64_digest(body)
+        record = _record(msgspec.msgpack.encode(entry), payload)
         with self._lock:
-            new = self._fd < 0
-            if new:
-                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                write_all(self._fd, record)
-                if self._fsync:
-                    os.fsync(self._fd)
-                    if new:
-                        sync_folder(self._path.parent)
-            except BaseException:
-                os.ftruncate(self._fd, self._size)
-                raise
-            self._size += len(record)
+            self._append(record, fsync=self._fsync)
             self._records[entry.task] = (record, payload)
 
     def payload(self, task: bytes) -> bytes | None:
@@ -103,6 +95,11 @@ class SmallResults:
                 self._size = 0
             elif self._size > COMPACT and 2 * self._live() < self._size:
                 self._compact()
+            else:
+                with contextlib.suppress(
+                    OSError
+                ):  # else it is offered once more, should this process be killed
+                    self._append(_record(b"", task), fsync=False)
             return True
 
     def close(self) -> None:
@@ -114,6 +111,22 @@ class SmallResults:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+
+    def _append(self, record: bytes, *, fsync: bool) -> None:
+        """Write a whole record, or nothing."""
+        new = self._fd < 0
+        if new:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(self._fd, record)
+            if fsync:
+                os.fsync(self._fd)
+                if new:
+                    sync_folder(self._path.parent)
+        except BaseException:
+            os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(record)
 
     def _live(self) -> int:
         return sum(len(record) for record, _ in self._records.values())
@@ -128,8 +141,13 @@ class SmallResults:
         self._size = len(data)
 
 
-def _read(data: bytes, start: int) -> tuple[Entry, bytes, int] | None:
-    """The record that begins at a place: its entry, its payload, where it ends; None when there is no whole one."""
+def _record(about: bytes, payload: bytes) -> bytes:
+    body = b"".join((_LENGTHS.pack(len(about), len(payload)), about, payload))
+    return body + xxhash.xxh3_64_digest(body)
+
+
+def _read(data: bytes, start: int) -> tuple[Entry | None, bytes, int] | None:
+    """The record that begins at a place: its entry, if any, its payload, where it ends; None where none is whole."""
     first = start + _LENGTHS.size
     if first > len(data):
         return None
@@ -138,8 +156,11 @@ def _read(data: bytes, start: int) -> tuple[Entry, bytes, int] | None:
     end = last + _CHECKSUM
     if end > len(data) or xxhash.xxh3_64_digest(data[start:last]) != data[last:end]:
         return None
+    payload = data[middle:last]
+    if entry_size == 0:
+        return None, payload, end
     try:
         entry = msgspec.msgpack.decode(data[first:middle], type=Entry)
     except msgspec.MsgspecError:
         return None
-    return (entry, data[middle:last], end) if entry.size == payload_size else None
+    return (entry, payload, end) if entry.size == payload_size else None

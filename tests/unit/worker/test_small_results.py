@@ -64,18 +64,39 @@ def test_a_flipped_bit_ends_the_file(tmp_path: Path) -> None:
         assert SmallResults(path, fsync=False).load() == [first]
 
 
-def test_acknowledged_records_go_when_all_are(tmp_path: Path) -> None:
-    """A kill before that brings them back: the broker then says `duplicate`."""
+def test_acknowledged_results_do_not_come_back(tmp_path: Path) -> None:
+    """However the process ends: the broker may have forgotten them, and would call them stale."""
     path = tmp_path / "small"
     results = SmallResults(path, fsync=False)
-    both = put(results, "a", "b")
+    _, waiting = put(results, "a", "b")
     assert results.delete(b"a")
     assert not results.delete(b"a")
-    assert SmallResults(path, fsync=False).load() == both
+    again = SmallResults(path, fsync=False)
+    assert again.load() == [waiting]
+    assert again.payload(b"a") is None
     assert results.delete(b"b")
     assert path.stat().st_size == 0
     (added,) = put(results, "c")
     assert SmallResults(path, fsync=False).load() == [added]
+
+
+def test_an_acknowledgement_that_cannot_be_written_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it is cut off, so that the next record is found; the result may come back once."""
+
+    def full(fd: int, data: bytes) -> None:
+        os.write(fd, data[:10])
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "small"
+    results = SmallResults(path, fsync=False)
+    before = put(results, "a", "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(small_results, "write_all", full)
+        assert results.delete(b"a")
+    after = put(results, "c")
+    assert SmallResults(path, fsync=False).load() == before + after
 
 
 def test_an_orderly_end_leaves_only_what_waits(tmp_path: Path) -> None:
