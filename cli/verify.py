@@ -36,4 +36,7 @@ def verify(state: Path) -> None:
             )
         count += 1
         click.echo(f"version {verdict.version}: {verdict.updates} updates, {verdict.digest}")
-    click.echo(f"{count} versions recomputed, all with the same bytes")
+    if count:
+        click.echo(f"{count} versions recomputed, all with the same bytes")
+    else:
+        click.echo("no version to recompute: none was made of updates yet")
