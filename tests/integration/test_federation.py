@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,14 @@ def test_an_asynchronous_federation_finishes(tmp_path: Path) -> None:
         history = f.history()
         assert [row["version"] for row in history] == list(range(7))
         assert [row["updates"] for row in history] == [0] + [3] * 6
-        assert all(row["federated"] for row in history if row["version"] in (2, 4, 6))
-        assert not any(row["federated"] for row in history if row["version"] % 2)
-        for name in f.workers:
-            assert "finished" in log_of(f.workers[name])
+        logs = [log_of(worker) for worker in f.workers.values()]
+        assert all("finished" in log for log in logs)
+        # An evaluation ends when the next one begins: on a slow machine maybe before anybody has answered.
+        answered = {
+            int(v) for log in logs for v in re.findall(r"accepted .* kind=evaluate version=(\d+)", log)
+        }
+        assert {row["version"] for row in history if row["federated"]} == answered
+        assert 6 in answered <= {0, 2, 4, 6}
         assert f.query("SELECT count(*) FROM updates WHERE version IS NULL") == [(0,)]
 
 
