@@ -71,12 +71,15 @@ class Release(msgspec.Struct, frozen=True):
         32 bytes: the stream of this version's noise, and of no other.
     charged
         z, where each worker in the buffer is charged for its part.
+    next_clip_norm
+        `max_norm` of the version after, where it is adapted.
     """
 
     max_norm: float
     sigma: float
     key: bytes
     charged: float | None = None
+    next_clip_norm: float | None = None
 
 
 class FoldJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,7 +248,12 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
     versions.delete_states_before(job.base.version)
     return Folded(
         info=VersionInfo(
-            version=version, digest=made.digest, size=made.size, layout=layout.digest, n=layout.n
+            version=version,
+            digest=made.digest,
+            size=made.size,
+            layout=layout.digest,
+            n=layout.n,
+            clip_norm=job.release.next_clip_norm if job.release else None,
         ),
         updates=len(job.rows),
         examples=sum(row.examples for row in job.rows),
@@ -316,19 +324,29 @@ def _plan_private(
 ) -> FoldJob:
     if not all(mechanism.admits(row.weight) for row in rows):
         raise ValueError("a private sum holds an update whose weight its mechanism does not admit")
+    if isinstance(mechanism, WorkerLevel):
+        mechanism = mechanism.onto(base.clip_norm)
     # The grid must be public as well: it depends on constants, and on how many came only beyond 1024.
     most = max(PRIVATE_ROWS, 1 << (len(rows) - 1).bit_length() if rows else 0)
     frac_bits = kernels.frac_bits_for(mechanism.max_update_norm, most, mechanism.sigma)
-    frozen = frozen_digest(((r.task, r.digest) for r in rows), frac_bits=frac_bits, sigma=mechanism.sigma)
+    frozen = frozen_digest(
+        ((r.task, r.digest) for r in rows),
+        frac_bits=frac_bits,
+        sigma=mechanism.sigma,
+        counted=mechanism.counted if isinstance(mechanism, WorkerLevel) else None,
+    )
     key = noise_key(master_key, version=base.version + 1, frozen=frozen)
-    charged = mechanism.noise_multiplier if isinstance(mechanism, WorkerLevel) else None
+    charged = next_clip_norm = None
+    if isinstance(mechanism, WorkerLevel):
+        charged = mechanism.noise_multiplier
+        next_clip_norm = mechanism.next_clip_norm((row.norm for row in rows), key)
     return FoldJob(
         base=base,
         rows=rows,
         frac_bits=frac_bits,
         denominator=mechanism.denominator,
         optimizer=optimizer,
-        release=Release(mechanism.max_update_norm, mechanism.sigma, key, charged),
+        release=Release(mechanism.max_update_norm, mechanism.sigma, key, charged, next_clip_norm),
         threads=threads,
     )
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 
 from fedmq.fedcore import config as configs
-from fedmq.fedcore.config import Privacy
+from fedmq.fedcore.config import Privacy, WorkerPrivacy
+from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
+from fedmq.fedcore.privacy.mechanisms import WorkerLevel
 
 from .mechanism import mechanism
 from .store.history import History
@@ -28,7 +30,9 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     noise_multiplier
         z that the federation was started with.
     clip_norm
-        S: of a record's gradient, or of an update.
+        S: of a record's gradient, or of an update; where it is adapted, of the updates that are folded next.
+    adaptive
+        How S moves; None where it is constant.
     denominator
         D, or K.
     sampling_rate
@@ -57,6 +61,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     noise_multipliers: dict[int, float] = {}
     participations: dict[str, int] = {}
     spent: dict[str, float] = {}
+    adaptive: AdaptiveClipping | None = None
 
 
 def read(state: str | Path) -> Ledger | None:
@@ -74,13 +79,15 @@ def read(state: str | Path) -> Ledger | None:
     if privacy is None:
         return None
     constants = mechanism(config, identity.noise_multiplier)
+    adaptive = constants.adaptive if isinstance(constants, WorkerLevel) else None
     with History.open(state / "journal.db") as journal:
         return Ledger(
             unit=privacy.unit,
             epsilon=privacy.epsilon,
             delta=privacy.delta,
             noise_multiplier=constants.noise_multiplier,
-            clip_norm=privacy.max_grad_norm if isinstance(privacy, Privacy) else privacy.clip_norm,
+            clip_norm=_clip_norm(privacy, journal),
+            adaptive=adaptive,
             denominator=constants.denominator,
             sampling_rate=constants.spend.sampling_rate,
             max_participations=privacy.steps if isinstance(privacy, Privacy) else privacy.max_participations,
@@ -89,3 +96,10 @@ def read(state: str | Path) -> Ledger | None:
             participations=journal.participations(),
             spent=journal.spent(),
         )
+
+
+def _clip_norm(privacy: Privacy | WorkerPrivacy, journal: History) -> float:
+    if isinstance(privacy, Privacy):
+        return privacy.max_grad_norm
+    left = journal.clip_norms()
+    return left[max(left)] if left else privacy.clip_norm

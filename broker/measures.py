@@ -56,6 +56,8 @@ def measure(books: Books, now: float) -> Measured:
     if books.current is not None:
         numbers["fedmq_version"] = books.version
         numbers["fedmq_version_age_seconds"] = now - books.version_at
+        if books.current.clip_norm is not None:
+            numbers["fedmq_privacy_clip_norm"] = books.current.clip_norm
     if isinstance(books.config.privacy, Privacy) and books.privacy_left is not None:
         numbers["fedmq_privacy_steps_left"] = books.privacy_left
         numbers["fedmq_privacy_steps_spent"] = books.config.privacy.steps - books.privacy_left

@@ -1,8 +1,9 @@
 """The privacy mechanism of a federation: from its `[privacy]` table to constants that hold for its life."""
 
-from fedmq.fedcore.config import AsyncMode, Config, Privacy, WorkerPrivacy
+from fedmq.fedcore.config import AsyncMode, Config, Privacy, WorkerPrivacy, check_count_noise
 from fedmq.fedcore.errors import PrivacyError
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, poisson_noise
+from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.mechanisms import Mechanism, RecordLevel, WorkerLevel
 
 
@@ -20,6 +21,8 @@ def mechanism(config: Config, calibrated: float | None = None) -> Mechanism:
 
     Raises
     ------
+    ConfigError
+        When the clip norm is to be adapted, and the count that this takes would cost the whole budget.
     PrivacyError
         When what is planned costs more than the budget, or dp-accounting is needed and not installed.
     """
@@ -30,7 +33,12 @@ def mechanism(config: Config, calibrated: float | None = None) -> Mechanism:
         noise_multiplier = _configured(privacy) if privacy.noise_multiplier else _calibrated(privacy)
     if isinstance(privacy, WorkerPrivacy):
         assert isinstance(config.mode, AsyncMode)  # the config was checked
-        return WorkerLevel(privacy.clip_norm, noise_multiplier, config.mode.buffer)
+        return WorkerLevel(
+            privacy.clip_norm,
+            noise_multiplier,
+            config.mode.buffer,
+            _adaptive(privacy, noise_multiplier, config.mode.buffer),
+        )
     return RecordLevel(
         max_grad_norm=privacy.max_grad_norm,
         noise_multiplier=noise_multiplier,
@@ -38,6 +46,14 @@ def mechanism(config: Config, calibrated: float | None = None) -> Mechanism:
         divisor=privacy.divisor,
         max_batch=privacy.max_batch,
     )
+
+
+def _adaptive(privacy: WorkerPrivacy, noise_multiplier: float, divisor: float) -> AdaptiveClipping | None:
+    table = privacy.adaptive_clip
+    if table is None:
+        return None
+    check_count_noise(table, noise_multiplier, divisor)
+    return AdaptiveClipping(quantile=table.quantile, rate=table.rate, count_noise=table.deviation(divisor))
 
 
 def _calibrated(privacy: Privacy | WorkerPrivacy) -> float:

@@ -280,6 +280,10 @@ METRICS: tuple[Metric, ...] = (
         "Releases that all versions together have cost; absent without [privacy].",
     ),
     gauge("fedmq_privacy_steps_left", "Releases that the budget still has; absent without [privacy]."),
+    gauge(
+        "fedmq_privacy_clip_norm",
+        "What the next version's updates are clipped to; absent without [privacy.adaptive_clip].",
+    ),
     # The process
     gauge("fedmq_loop_answer_seconds", "How long the I/O loop took to answer this scrape."),
     gauge("fedmq_uptime_seconds", "Seconds since this process started to serve."),

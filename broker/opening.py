@@ -17,7 +17,7 @@ import msgspec
 
 from fedmq.fedcore.config import AsyncMode, Change, Config, UserRule, check_minimum
 from fedmq.fedcore.errors import ConfigError, ModelError, StateError
-from fedmq.fedcore.privacy.mechanisms import Mechanism
+from fedmq.fedcore.privacy.mechanisms import Mechanism, WorkerLevel
 from fedmq.fedcore.strategy import robust
 
 from .evaluator import make_initial
@@ -71,7 +71,10 @@ def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack
     if current is not None:
         versions.verify(current.version, size=current.size, digest=current.digest)
     elif config.model.source != "first-worker":
-        journal.apply([VersionRow(info=_initial(config, state.path, versions))])
+        info = _initial(config, state.path, versions)
+        if isinstance(private, WorkerLevel):
+            info = msgspec.structs.replace(info, clip_norm=private.first_clip_norm)
+        journal.apply([VersionRow(info=info)])
     if any(change.key.startswith("stop.") for change in changes):
         journal.apply(
             [FinishRow(reason=None)]

@@ -19,6 +19,8 @@ class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of the layout; opaque to workers."""
     n: int
     """Elements of the flat float32 vector."""
+    clip_norm: float | None = None
+    """What updates that are folded onto it are clipped to, where that is adapted: a release of this version's."""
 
 
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):

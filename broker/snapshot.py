@@ -61,6 +61,7 @@ def _from_journal(state: Path) -> dict[str, Any]:
             "extensions": asked["extensions"],
         },
         "workers": [],
+        "clip_norm": found["clip_norm"],
         "metrics": {source: {"version": measured, **values} for source, values in metrics.items()},
         "bytes_up": counts.pop("bytes_up", 0),
         "bytes_down": counts.pop("bytes_down", 0),

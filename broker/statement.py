@@ -19,6 +19,7 @@ import msgspec
 from fedmq.fedcore import config as configs
 from fedmq.fedcore.config import Privacy
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
+from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.participation import participations_epsilon
 
 from .ledger import Ledger, read
@@ -59,6 +60,11 @@ WORKER_NOT_COVERED: Final = (
     "with the same data elsewhere.",
     "Evaluation on private data, by hand or by an app, and what is concluded from it.",
     "Rounding: the noise lies on a fixed fine grid.",
+)
+
+COUNT: Final = (
+    ", and with it the count of updates within the clip norm, centred so that one that counts as zero adds nothing, + "
+    "Gaussian noise, by which the clip norm moves; the two are one Gaussian release of the multiplier below"
 )
 
 
@@ -104,6 +110,7 @@ class WorkerPromise(msgspec.Struct, frozen=True, kw_only=True):
     mechanism: str
     noise_multiplier: float
     clip_norm: float
+    """Where it is adapted, of the next version; likewise `sigma`."""
     sigma: float
     """The noise's standard deviation on a sum, a coordinate."""
     divisor: float
@@ -120,6 +127,10 @@ class WorkerPromise(msgspec.Struct, frozen=True, kw_only=True):
     """Whether each release in the journal had the noise above."""
     workers: dict[str, Charge]
     """By principal, released versions only."""
+    adaptive: AdaptiveClipping | None = None
+    """How the clip norm moves."""
+    update_noise: float
+    """z of the sum alone; `noise_multiplier` is what it costs together with the count, where there is one."""
     assumptions: tuple[str, ...] = WORKER_ASSUMPTIONS
     not_covered: tuple[str, ...] = WORKER_NOT_COVERED
 
@@ -151,14 +162,15 @@ def statement(state: str | Path) -> Statement:
     config = configs.parse((state / "config.toml").read_text(encoding="utf-8"), base_dir=identity.base_dir)
     with History.open(state / "journal.db") as journal:
         summary, versions = journal.summary(), journal.history()
-    sigmas = {row["sigma"] for row in versions if row["privacy_steps"]}
+    noises = {(row["sigma"], row["clip_norm"]) for row in versions if row["privacy_steps"]}
+    sigmas = {sigma for sigma, _ in noises}
     ledger = read(state)
     promise: Promise | WorkerPromise | None = None
     if isinstance(config.privacy, Privacy):
         assert ledger is not None
         promise = _promise(config.privacy, ledger.noise_multiplier, summary["privacy_steps"], sigmas)
     elif ledger is not None:
-        promise = _worker_promise(ledger, sigmas)
+        promise = _worker_promise(ledger, noises)
     return Statement(
         federation=config.federation.name,
         id=identity.id,
@@ -199,9 +211,15 @@ def _promise(table: configs.Privacy, z: float, releases: int, sigmas: set[float]
     )
 
 
-def _worker_promise(ledger: Ledger, sigmas: set[float]) -> WorkerPromise:
-    z, delta = ledger.noise_multiplier, ledger.delta
-    sigma = z * ledger.clip_norm
+def _worker_promise(ledger: Ledger, noises: set[tuple[float, float | None]]) -> WorkerPromise:
+    """`noises`: σ of each release, and the clip norm that it was made with, where it is adapted."""
+    z, delta, adaptive = ledger.noise_multiplier, ledger.delta, ledger.adaptive
+    update_noise = z if adaptive is None else adaptive.update_noise(z)
+    agree = all(
+        sigma == update_noise * (ledger.clip_norm if clip_norm is None else clip_norm)
+        and (clip_norm is None) == (adaptive is None)
+        for sigma, clip_norm in noises
+    )
     charges = {
         worker: Charge(times, gaussian_epsilon(1 / math.sqrt(ledger.spent[worker]), delta))
         for worker, times in ledger.participations.items()
@@ -209,10 +227,13 @@ def _worker_promise(ledger: Ledger, sigmas: set[float]) -> WorkerPromise:
     return WorkerPromise(
         unit=ledger.unit,
         adjacency="all updates of one worker count as zero, or not; that it takes part is public",
-        mechanism="sum of clipped updates + Gaussian noise, over a constant divisor (FedBuff)",
+        mechanism="sum of clipped updates + Gaussian noise, over a constant divisor (FedBuff)"
+        + ("" if adaptive is None else COUNT),
         noise_multiplier=z,
         clip_norm=ledger.clip_norm,
-        sigma=sigma,
+        update_noise=update_noise,
+        adaptive=adaptive,
+        sigma=update_noise * ledger.clip_norm,
         divisor=ledger.denominator,
         accountant="exact composition of the Gaussian releases that a worker had a part in; no amplification",
         delta=delta,
@@ -221,6 +242,6 @@ def _worker_promise(ledger: Ledger, sigmas: set[float]) -> WorkerPromise:
         epsilon_spent=max((charge.epsilon for charge in charges.values()), default=0.0),
         releases=ledger.releases,
         max_participations=ledger.max_participations,
-        noise_agrees=sigmas <= {sigma} and set(ledger.noise_multipliers.values()) <= {z},
+        noise_agrees=agree and set(ledger.noise_multipliers.values()) <= {z},
         workers=charges,
     )

@@ -30,6 +30,8 @@ def report(books: Books, now: float) -> dict[str, Any]:
             for what in ("accepted", "rejected", "stale", "duplicate", "failed", "malformed", "flooded")
         },
         "privacy_steps_left": books.privacy_left,
+        # Follows from a noisy count that was charged: it may be shown.
+        "clip_norm": None if books.current is None else books.current.clip_norm,
         "ran_s": now - books.started,
     }
 

@@ -5,7 +5,8 @@ one before it, and must have the same bytes: so an auditor can see that a model 
 is, and nothing else. What is checked of each version:
 
 - each payload has the digest and size of its accept row;
-- the rows, folded onto the recomputed version before, give a file with the digest in the journal.
+- the rows, folded onto the recomputed version before, give a file with the digest in the journal;
+- where the clip norm is adapted, they move it to what the journal says.
 
 Recomputation starts at version 0, which must be kept (`storage.keep`), since optimizer state begins there.
 Nothing in the state folder is changed.
@@ -20,6 +21,7 @@ import xxhash
 
 from fedmq.fedcore import config as configs
 from fedmq.fedcore.errors import StateError
+from fedmq.fedcore.privacy.mechanisms import WorkerLevel
 
 from .aggregator import fold, plan_fold
 from .mechanism import mechanism
@@ -39,11 +41,13 @@ class Verdict(msgspec.Struct, frozen=True):
     """Of the journal, in hexadecimal digits."""
     recomputed: str
     """Of the recomputed file."""
+    clip_norms: tuple[float | None, float | None] = (None, None)
+    """Left for the version after, where it is adapted: by the journal, and recomputed."""
 
     @property
     def same(self) -> bool:
-        """Whether the bytes are the same."""
-        return self.digest == self.recomputed
+        """Whether the bytes are the same, and the clip norm."""
+        return self.digest == self.recomputed and self.clip_norms[0] == self.clip_norms[1]
 
 
 def verify(state: str | Path) -> Iterator[Verdict]:
@@ -60,9 +64,11 @@ def verify(state: str | Path) -> Iterator[Verdict]:
     private = None if config.privacy is None else mechanism(config, identity.noise_multiplier)
     spool = Spool(state / "spool", fsync=False)
     with History.open(state / "journal.db") as journal, tempfile.TemporaryDirectory() as folder:
-        entries = journal.history()
+        entries, clip_norms = journal.history(), journal.clip_norms()
         again = VersionStore(Path(folder), fsync=False)
         base = _begin(state, again, entries[0]["digest"]) if entries else None
+        if base is not None and isinstance(private, WorkerLevel):
+            base = msgspec.structs.replace(base, clip_norm=private.first_clip_norm)
         for entry in entries[1:]:
             assert base is not None
             rows = [_row(update, base.version, spool) for update in journal.updates(entry["version"])]
@@ -78,7 +84,8 @@ def verify(state: str | Path) -> Iterator[Verdict]:
             made = fold(job, again, spool)
             again.delete((base.version - config.reach,))
             base = made.info
-            yield Verdict(entry["version"], len(rows), entry["digest"], base.digest.hex())
+            clips = (clip_norms.get(base.version), base.clip_norm)
+            yield Verdict(entry["version"], len(rows), entry["digest"], base.digest.hex(), clips)
 
 
 def _begin(state: Path, again: VersionStore, digest: str) -> VersionInfo:

@@ -165,6 +165,7 @@ def _facts(status: Status) -> list[tuple[str, str]]:
         ("state", state(status)),
         ("version", version(status).removeprefix("version ")),
         ("mode", f"{status['mode']}{f', {progress(status)}' if progress(status) else ''}"),
+        ("clip norm", f"{status['clip_norm']:.6g}, adapted" if status.get("clip_norm") else ""),
         ("workers", crowd(status)),
         ("connections", connections(status)),
         ("metrics", metrics(status["metrics"]) or "none yet"),

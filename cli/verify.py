@@ -30,9 +30,13 @@ def verify(state: Path) -> None:
     count = 0
     for verdict in recompute(state):
         if not verdict.same:
+            says, found = (
+                ("digest " + verdict.digest, verdict.recomputed)
+                if verdict.digest != verdict.recomputed
+                else (f"clip norm {verdict.clip_norms[0]} after it", verdict.clip_norms[1])
+            )
             raise StateError(
-                f"version {verdict.version}: the journal has digest {verdict.digest}, its {verdict.updates} "
-                f"updates give {verdict.recomputed}"
+                f"version {verdict.version}: the journal has {says}, its {verdict.updates} updates give {found}"
             )
         count += 1
         click.echo(f"version {verdict.version}: {verdict.updates} updates, {verdict.digest}")

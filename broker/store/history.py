@@ -52,7 +52,8 @@ class History:
         Returns
         -------
         dict
-            ``version``, ``digest`` (hex), ``n``, ``size``, ``created_at`` (all None before version 0);
+            ``version``, ``digest`` (hex), ``n``, ``size``, ``created_at`` (all None before version 0), ``clip_norm``
+            (of the updates that are folded next, where it is adapted);
             ``buffer`` (its number, how many updates it holds, how many others wait to be folded), ``round``
             (of that buffer, or None), ``paused``, ``finished`` (a reason or None), ``evicted``, ``counts``,
             ``privacy_steps``, ``metrics`` (of the last version that has some), ``seconds`` (that the
@@ -61,9 +62,11 @@ class History:
         with self._snapshot():
             facts: dict[str, str] = dict(self._db.execute("SELECT name, value FROM facts"))
             last = self._db.execute(
-                "SELECT version, digest, size, n, created_at FROM versions ORDER BY version DESC LIMIT 1"
+                "SELECT version, digest, size, n, created_at, clip_norm FROM versions ORDER BY version DESC LIMIT 1"
             ).fetchone()
-            head: dict[str, Any] = dict.fromkeys(("version", "digest", "size", "n", "created_at"))
+            head: dict[str, Any] = dict.fromkeys(
+                ("version", "digest", "size", "n", "created_at", "clip_norm")
+            )
             if last is not None:
                 head |= dict(last) | {"digest": last["digest"].hex()}
             run = self._db.execute("SELECT started_at FROM runs ORDER BY run DESC LIMIT 1").fetchone()
@@ -88,8 +91,9 @@ class History:
         list of dict
             ``version``, ``created_at`` (wall clock), ``digest`` (hex), ``updates``, ``examples``, ``workers``
             (how many), ``staleness_mean``, ``staleness_max``, ``seconds`` (of aggregation), ``update_norm``,
-            ``sigma``, ``privacy_steps``, and ``federated`` and ``broker`` (their metrics). Where a version
-            cost privacy, ``examples``, ``workers``, ``update_norm`` and both ``staleness`` are None.
+            ``sigma``, ``clip_norm`` (that it was made with, where it is adapted), ``privacy_steps``, and ``federated``
+            and ``broker`` (their metrics). Where a version cost privacy, ``examples``, ``workers``,
+            ``update_norm`` and both ``staleness`` are None.
         """
         with self._snapshot():
             metrics: dict[int, dict[str, dict[str, float]]] = {}
@@ -98,7 +102,8 @@ class History:
             rows = []
             for row in self._db.execute(
                 "SELECT version, created_at, digest, updates, examples, workers, staleness_mean,"
-                " staleness_max, seconds, update_norm, sigma, privacy_steps FROM versions ORDER BY version"
+                " staleness_max, seconds, update_norm, sigma, lag(clip_norm) OVER (ORDER BY version) AS clip_norm,"
+                " privacy_steps FROM versions ORDER BY version"
             ):
                 entry: dict[str, Any] = dict(row) | {"digest": row["digest"].hex()}
                 if entry["privacy_steps"]:
@@ -158,6 +163,11 @@ class History:
     def charged(self) -> dict[int, float]:
         """The noise multiplier of each version that workers were charged for."""
         query = "SELECT version, charged FROM versions WHERE charged IS NOT NULL ORDER BY version"
+        return dict(self._db.execute(query))
+
+    def clip_norms(self) -> dict[int, float]:
+        """What each version left as the clip norm of the updates folded onto it, where it is adapted."""
+        query = "SELECT version, clip_norm FROM versions WHERE clip_norm IS NOT NULL ORDER BY version"
         return dict(self._db.execute(query))
 
     def _buffer(self, version: int | None) -> dict[str, Any]:

@@ -133,12 +133,12 @@ class Journal:
     def current(self) -> VersionInfo | None:
         """The last version, or None before there is one."""
         row = self._db.execute(
-            "SELECT version, digest, size, layout, n FROM versions ORDER BY version DESC LIMIT 1"
+            "SELECT version, digest, size, layout, n, clip_norm FROM versions ORDER BY version DESC LIMIT 1"
         ).fetchone()
         if row is None:
             return None
-        version, digest, size, layout, n = row
-        return VersionInfo(version=version, digest=digest, size=size, layout=layout, n=n)
+        version, digest, size, layout, n, clip_norm = row
+        return VersionInfo(version=version, digest=digest, size=size, layout=layout, n=n, clip_norm=clip_norm)
 
     def recover(self, max_staleness: int, kept: Iterable[int] = ()) -> Recovered:
         """Everything that the mind has to know to go on.
@@ -253,8 +253,8 @@ class Journal:
         info, buffer = row.info, row.info.version - 1
         self._db.execute(
             "INSERT INTO versions (version, digest, size, layout, n, updates, examples, frac_bits,"
-            " denominator, update_norm, seconds, sigma, noise_key, privacy_steps, charged, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " denominator, update_norm, seconds, sigma, noise_key, privacy_steps, charged, clip_norm, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 info.version,
                 info.digest,
@@ -271,6 +271,7 @@ class Journal:
                 row.noise_key,
                 row.privacy_steps,
                 row.charged,
+                info.clip_norm,
                 now,
             ),
         )

@@ -63,7 +63,7 @@ def counts(db: sqlite3.Connection) -> dict[str, int]:
 def _versions(db: sqlite3.Connection, oldest: int, kept: frozenset[int]) -> Iterator[VersionInfo]:
     for row in _rows(
         db,
-        "SELECT version, digest, size, layout, n FROM versions"
+        "SELECT version, digest, size, layout, n, clip_norm FROM versions"
         " WHERE version >= ? OR version IN (SELECT value FROM json_each(?)) ORDER BY version",
         (oldest, json.dumps(sorted(kept))),
     ):

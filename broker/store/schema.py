@@ -144,7 +144,11 @@ CREATE TRIGGER ledger_is_kept BEFORE DELETE ON ledger
 BEGIN SELECT raise(ABORT, 'spent privacy cannot be taken back'); END;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _MISSING, _LEDGER)
+_FOUR = """
+ALTER TABLE versions ADD COLUMN clip_norm REAL;  -- of the updates folded onto it, where it is adapted; else NULL
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _MISSING, _LEDGER, _FOUR)
 SCHEMA = len(MIGRATIONS)
 
 

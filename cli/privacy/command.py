@@ -61,6 +61,9 @@ def privacy() -> None:
     help="With --correlated: versions from one participation to the next.  [default: N / 2K]",
 )
 @click.option(
+    "--adaptive-clip", is_flag=True, help="S follows the updates, and their count has noise of K / 20."
+)
+@click.option(
     "--parameters", type=click.IntRange(1), help="n, of the model.  [default: 650, a very small one]"
 )
 @click.option(
@@ -85,6 +88,7 @@ def plan_command(
     correlated: bool,
     bandwidth: int | None,
     min_separation: int | None,
+    adaptive_clip: bool,
     parameters: int | None,
     noise_level: float,
     as_json: bool,
@@ -138,6 +142,7 @@ def plan_command(
         delta=delta,
         parameters=parameters,
         noise_level=noise_level,
+        adaptive_clip=adaptive_clip,
     )
     if as_json:
         click.echo(json.dumps(to_builtins(found) | {"verdict": found.verdict}, indent=2))

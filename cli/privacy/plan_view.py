@@ -25,6 +25,12 @@ def lines(plan: "Plan") -> Iterator[str]:
             "correlated noise",
             f"bandwidth {plan.bandwidth}; {plan.separation} versions from one participation of a worker to the next",
         )
+    if plan.count_noise is not None:
+        yield from row(
+            "adaptive clip norm",
+            f"noise {plan.count_noise:g} on the count of updates within it; what is left of the budget is noise "
+            f"{plan.deviation:.4g} on the sum, in units of S",
+        )
     if plan.delta >= 1 / plan.workers:
         yield from row(
             "WARNING",
@@ -67,9 +73,17 @@ def tables(plan: "Plan", mode: str) -> Iterator[str]:
     yield 'unit = "worker"'
     yield f"epsilon = {plan.epsilon_budget!r}"
     yield f"delta = {plan.delta!r}"
-    yield "clip_norm = 1.0  # S: about the length of a usual update"
+    first = (
+        "of the first version, which may be wrong"
+        if plan.count_noise
+        else "about the length of a usual update"
+    )
+    yield f"clip_norm = 1.0  # S: {first}"
     yield f"max_participations = {plan.most}"
     yield f"noise_multiplier = {plan.noise_multiplier!r}"
+    if plan.count_noise is not None:
+        yield ""
+        yield "[privacy.adaptive_clip]"
 
 
 def refusal(plan: "Plan") -> str:

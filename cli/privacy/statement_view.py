@@ -57,8 +57,13 @@ def _constants(promise: "Promise | WorkerPromise") -> str:
 
     z = f"noise multiplier {promise.noise_multiplier:g}"
     if isinstance(promise, WorkerPromise):
+        clip = f"clip norm {promise.clip_norm:g}"
+        rule = promise.adaptive
+        if rule is not None:
+            z += f", of which the sum has {promise.update_noise:g} and the count noise {rule.count_noise:g}"
+            clip += f" for the next version (to the quantile {rule.quantile:g} at the rate {rule.rate:g})"
         return (
-            f"{z}, clip norm {promise.clip_norm:g}, noise {promise.sigma:g} on the sum, divisor {promise.divisor:g}, "
+            f"{z}, {clip}, noise {promise.sigma:g} on the sum, divisor {promise.divisor:g}, "
             f"at most {promise.max_participations} versions a worker"
         )
     return (

@@ -9,6 +9,7 @@ line that names the key, what it holds, and what it may hold.
 restart may alter.
 """
 
+from .clip_tables import AdaptiveClip, check_count_noise
 from .reading import load, parse
 from .restart import Change, changes, fingerprint
 from .rule_tables import (
@@ -54,6 +55,7 @@ from .writing import template, to_toml
 __all__ = [
     "Adagrad",
     "Adam",
+    "AdaptiveClip",
     "Aggregate",
     "AsyncMode",
     "Bulyan",
@@ -87,6 +89,7 @@ __all__ = [
     "WorkerPrivacy",
     "Yogi",
     "changes",
+    "check_count_noise",
     "check_minimum",
     "fingerprint",
     "load",

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 from fedmq.fedcore import wire
 from fedmq.fedcore.errors import ConfigError
 
+from .clip_tables import AdaptiveClip
 from .rule_tables import RULES, Mean, UserRule
 from .tables import (
     APP_PATTERN,
@@ -178,7 +179,7 @@ def structs_of(table: str) -> tuple[type[Struct], ...]:
     if table == "task":
         return ()
     if table == "privacy":
-        return tuple(UNITS.values())
+        return (*UNITS.values(), AdaptiveClip)
     found = typing.get_type_hints(Config)[table]
     assert isinstance(found, type)
     return (found, *RULES.values()) if table == "aggregate" else (found,)
@@ -265,7 +266,9 @@ def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
         if not isinstance(wanted, str) or wanted not in VARIANTS[name]:
             raise ConfigError(f"{name}.kind is {_show(wanted)}; it may hold {_choices(VARIANTS[name])}")
         kind = wanted
-    struct = _private(given) if name == "privacy" else struct_of(name, kind)
+    struct: type[Struct] = AdaptiveClip
+    if name != "privacy.adaptive_clip":
+        struct = _private(given) if name == "privacy" else struct_of(name, kind)
     known = keys(struct)
     for key in given:
         if key not in known:
@@ -295,6 +298,10 @@ def _value(where: str, value: object, key: Key, base: Path) -> object:
     """Check one value against its key; sizes become integers and paths absolute."""
     if where == "aggregate.rule":
         return _rule(value, key, base)
+    if where == "privacy.adaptive_clip":
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is {_show(value)}; it may hold a table, written [{where}]")
+        return _table(where, value, base)
     if isinstance(value, Path):
         value = str(value)
     plain = _size(value) if key.written_as == "size" and isinstance(value, str) else value

@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from .clip_tables import AdaptiveClip
 from .rule_tables import RULES, Mean, Rule
 
 MIB = 1 << 20
@@ -333,6 +334,12 @@ class WorkerPrivacy(Table, frozen=True, kw_only=True):
     max_participations: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Versions that one worker may have a part in.")
     ]
+    adaptive_clip: Annotated[
+        AdaptiveClip | None,
+        Meta(
+            extra={"form": "a table of its own"}, description="Left out: clip_norm is that of every version."
+        ),
+    ] = None
     noise_multiplier: Annotated[
         float | None, Meta(gt=0, le=1e6, description="Left out: calibrated from the keys above.")
     ] = None

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from fedmq.fedcore.errors import ConfigError
 
+from .clip_tables import CLIP_MAX, CLIP_MIN, AdaptiveClip, check_count_noise
 from .rule_tables import UserRule, name_of
 from .tables import (
     MIB,
@@ -155,6 +156,20 @@ def _check_worker_privacy(config: Config) -> None:
         ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
     ]
     _demand(needs, "[privacy]")
+    table = config.privacy
+    if isinstance(table, WorkerPrivacy) and table.adaptive_clip is not None:
+        _check_adaptive_clip(table, table.adaptive_clip, mode.buffer)
+
+
+def _check_adaptive_clip(table: WorkerPrivacy, clip: AdaptiveClip, divisor: float) -> None:
+    """What the clip norm starts with, and what its noise can pay for, as far as the file says it."""
+    if not CLIP_MIN <= table.clip_norm <= CLIP_MAX:
+        raise ConfigError(
+            f"privacy.clip_norm is {table.clip_norm:g}; with [privacy.adaptive_clip] it may be from {CLIP_MIN:g} to "
+            f"{CLIP_MAX:g}: it never leaves this range"
+        )
+    if table.noise_multiplier is not None:  # one that is calibrated is checked when it is known
+        check_count_noise(clip, table.noise_multiplier, divisor)
 
 
 def _demand(needs: list[tuple[str, object, object, str]], beside: str) -> None:

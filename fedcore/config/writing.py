@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from .clip_tables import AdaptiveClip
 from .reading import DEFAULT_KINDS, VARIANTS, Key, keys, keys_of, may_hold, struct_of, table_names
 from .rule_tables import RULES, plain
 from .tables import Privacy, WorkerPrivacy
@@ -54,6 +55,8 @@ def to_toml(config: Config) -> str:
 
 def portable(config: Config, table: str, key: Key, value: object) -> object:
     """A value as a file in `config.base_dir` would write it: paths below that folder become relative."""
+    if isinstance(value, AdaptiveClip):
+        return {name: held for name, held in msgspec.structs.asdict(value).items() if held is not None}
     if isinstance(value, msgspec.Struct):
         return plain(typing.cast("typing.Any", value))
     is_path = key.written_as == "path" or (
@@ -133,6 +136,10 @@ def _privacy_lines() -> Iterator[str]:
     yield '# The other unit. It needs [mode] kind = "async", and a file or an app as model.initial.'
     yield "# [privacy]"
     yield from ("# " + line for line in key_lines(WorkerPrivacy, _WORKER_PRIVACY_EXAMPLE))
+    yield "#"
+    yield from _about(AdaptiveClip, indent="# ")
+    yield "# [privacy.adaptive_clip]"
+    yield from ("# " + line for line in key_lines(AdaptiveClip))
 
 
 def key_lines(struct: type[msgspec.Struct], given: Mapping[str, object] | None = None) -> Iterator[str]:

@@ -19,8 +19,10 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
+from ..config.clip_tables import COUNT_NOISE_SHARE
 from ..errors import PrivacyError
 from .accounting import Spend, epsilon, poisson_noise
+from .adaptive import AdaptiveClipping
 from .correlated import Bisr, Participation, best_bandwidth
 from .participation import fixed_size_epsilon, least_noise, participations_epsilon, participations_noise
 
@@ -89,6 +91,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What z really costs."""
     deviation: float
     """Standard deviation of the noise on one version's sum, a coordinate; z, unless it is correlated."""
+    count_noise: float | None
+    """σ_b, where S follows the updates; z is then what the sum and the count cost together."""
     parameters: int
     assumed: bool
     """Whether `parameters` is only a stand-in."""
@@ -127,6 +131,7 @@ def plan(
     delta: float,
     parameters: int | None = None,
     noise_level: float = COSTLY,
+    adaptive_clip: bool = False,
 ) -> Plan:
     """How much noise (ε, δ) takes, and what it does to a model.
 
@@ -144,6 +149,8 @@ def plan(
         n, of the model; without it `SMALLEST_MODEL` stands in.
     noise_level : float
         The noise share that `workers_needed` is for.
+    adaptive_clip : bool
+        Whether S follows the updates: then the noise pays for their count as well, with its own noise K/20.
 
     Raises
     ------
@@ -158,6 +165,8 @@ def plan(
         raise PrivacyError(f"noise_level must be positive and finite, got {noise_level}")
     n = SMALLEST_MODEL if parameters is None else parameters
     found = _noise(how, workers, versions, epsilon_target, delta)
+    if adaptive_clip:
+        found = _counting(found)
     per_model = found.after_all / (found.cohort * versions)  # the noise share of one parameter
     share = per_model * math.sqrt(n)
     cohort_needed = math.ceil(found.cohort * share / noise_level)
@@ -177,6 +186,7 @@ def plan(
         noise_multiplier=found.noise_multiplier,
         epsilon=found.epsilon,
         deviation=found.deviation,
+        count_noise=found.count_noise,
         parameters=n,
         assumed=parameters is None,
         noise_per_coordinate=found.deviation / found.cohort,
@@ -205,6 +215,29 @@ class _Noise(msgspec.Struct, frozen=True, kw_only=True):
     most: int | None = None
     separation: int | None = None
     bandwidth: int | None = None
+    count_noise: float | None = None
+
+
+def _counting(found: _Noise) -> _Noise:
+    """The same with a count of updates beside each sum; what is charged stays, and the sum gets more noise."""
+    if found.bandwidth is not None:
+        raise PrivacyError(
+            "correlated noise needs a constant clip norm: its versions cancel each other's noise"
+        )
+    rule = AdaptiveClipping(quantile=0.5, rate=0.2, count_noise=found.cohort / COUNT_NOISE_SHARE)
+    if found.noise_multiplier >= 2 * rule.count_noise:
+        raise PrivacyError(
+            f"a clip norm that follows the updates takes more than {COUNT_NOISE_SHARE / 2 * found.noise_multiplier:g} "
+            f"of them in a version with the noise multiplier {found.noise_multiplier:g}, and there are "
+            f"{found.cohort:g}: their count would cost the whole budget"
+        )
+    more = rule.update_noise(found.noise_multiplier) / found.noise_multiplier
+    return msgspec.structs.replace(
+        found,
+        deviation=found.deviation * more,
+        after_all=found.after_all * more,
+        count_noise=rule.count_noise,
+    )
 
 
 def _noise(

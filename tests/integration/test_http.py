@@ -136,6 +136,7 @@ def test_every_metric_has_its_place_and_its_help(settings: dict[str, Any]) -> No
     assert shown.keys() <= BY_NAME.keys()
     assert all(shown[name] == BY_NAME[name].help for name in shown)
     assert {name for name in BY_NAME if name not in shown} == {
+        "fedmq_privacy_clip_norm",
         "fedmq_privacy_steps_left",
         "fedmq_privacy_steps_spent",
         "fedmq_model_metric",

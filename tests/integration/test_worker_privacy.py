@@ -1,4 +1,7 @@
-"""Worker-level privacy with real processes: no end of a broker makes a worker pay less, or have a part more often."""
+"""Worker-level privacy with real processes: no end of a broker makes a worker pay less, or have a part more often.
+
+Nor does one forget the clip norm, which follows the updates here: what a version left is what the next is made with.
+"""
 
 import signal
 from pathlib import Path
@@ -7,6 +10,7 @@ import pytest
 
 from fedmq.broker import ledger
 from fedmq.fedcore.privacy.accounting import gaussian_epsilon
+from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 
 from .federation import Federation, Tables
 
@@ -24,13 +28,17 @@ TABLES: Tables = {
         "delta": 1e-5,
         "clip_norm": 0.5,
         "max_participations": CAP,
+        "adaptive_clip": {"count_noise": 1.0},
     },
     "stop": {"versions": VERSIONS},
 }
 
 
 def test_spending_survives_every_end_and_versions_can_be_made_again(tmp_path: Path) -> None:
-    """Killed twice and stopped once: the ledger is the versions' own, no worker is past its cap, bytes are the same."""
+    """Killed twice and stopped once: the ledger is the versions' own, no worker is past its cap, bytes are the same.
+
+    `verify` carries the clip norm from version 0 on through all of them, as if nothing had ever died.
+    """
     with Federation(tmp_path, TABLES) as f:
         f.start_broker()
         f.start_workers(4, delay=0.02)
@@ -58,3 +66,9 @@ def test_spending_survives_every_end_and_versions_can_be_made_again(tmp_path: Pa
         assert gaussian_epsilon(found.noise_multiplier / CAP**0.5, 1e-5) == pytest.approx(8.0, rel=1e-3)
         for entry in f.history()[1:]:
             assert (entry["workers"], entry["update_norm"], entry["federated"]) == (None, None, {})
+        left = [clip for (clip,) in f.query("SELECT clip_norm FROM versions ORDER BY version")]
+        assert left[0] == 0.5
+        assert len(set(left)) == VERSIONS + 1
+        assert [entry["clip_norm"] for entry in f.history()] == [None, *left[:-1]]
+        sums = AdaptiveClipping(quantile=0.5, rate=0.2, count_noise=1.0).update_noise(found.noise_multiplier)
+        assert [entry["sigma"] for entry in f.history()[1:]] == [sums * clip for clip in left[:-1]]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fedmq.fedcore import kernels
 from fedmq.fedcore.config import Momentum
 from fedmq.fedcore.privacy.accounting import gaussian_epsilon, gaussian_noise
+from fedmq.fedcore.privacy.adaptive import AdaptiveClipping, centred_count
 from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, noise_key
 from fedmq.fedcore.strategy import optimizers
 
@@ -79,26 +80,41 @@ def noise_for(budget: float, delta: float, versions: int) -> float:
 
 
 def train_crowd(
-    dataset: Dataset, setting: WorkerLevel, *, noise_multiplier: float, seed: int, step: Step
+    dataset: Dataset,
+    setting: WorkerLevel,
+    *,
+    noise_multiplier: float,
+    seed: int,
+    step: Step,
+    adaptive: AdaptiveClipping | None = None,
 ) -> float:
-    """Train on so many workers; the accuracy on the test images."""
+    """Train on so many workers; the accuracy on the test images.
+
+    With `adaptive` the clip norm begins with S and follows the updates; z is then what both sums cost together.
+    """
     workers = setting.workers
     crowd = [dataset.train.take(own) for own in partition(dataset.train.y, workers=workers, seed=seed)]
     features, classes = dataset.train.x.shape[1], dataset.classes
     flat = np.zeros((features + 1) * classes, np.float32)
     optimizer = optimizers.make(Momentum(lr=setting.lr, beta=setting.momentum))
     state = optimizer.init(flat.size)
-    sigma = noise_multiplier * setting.max_norm
-    frac_bits = kernels.frac_bits_for(setting.max_norm, workers, sigma)
+    clip_norm = setting.max_norm
+    own_noise = noise_multiplier if adaptive is None else adaptive.update_noise(noise_multiplier)
     master = b"fedmq bench privacy".ljust(24) + seed.to_bytes(8, "little")
     for version in range(1, setting.versions + 1):
         step(version)
-        total = kernels.Accumulator(flat.size, frac_bits=frac_bits)
-        for update in _updates(flat, crowd, classes, setting):
-            total.add(update, max_norm=setting.max_norm, truncate=True)
+        sigma = own_noise * clip_norm
+        total = kernels.Accumulator(flat.size, frac_bits=kernels.frac_bits_for(clip_norm, workers, sigma))
+        norms = [
+            total.add(update, max_norm=clip_norm, truncate=True) or 0.0
+            for update in _updates(flat, crowd, classes, setting)
+        ]
+        key = noise_key(master, version=version, frozen=workers.to_bytes(32, "little"))
         if sigma:
-            key = noise_key(master, version=version, frozen=workers.to_bytes(32, "little"))
             total.add_noise(sigma, key=key, nonce=NOISE_NONCE)
+        if adaptive is not None:
+            count = adaptive.noisy(centred_count(norms, clip_norm), key)
+            clip_norm = adaptive.next_clip_norm(clip_norm, count=count, denominator=float(workers))
         optimizer.apply(flat, state, total.mean(float(workers)), step=version)
     logits = _logits(flat.reshape(classes, -1), dataset.test.x)
     return float((logits.argmax(axis=1) == dataset.test.y).mean())

@@ -291,6 +291,7 @@ def test_an_older_schema_can_be_copied(folder: Folder, tmp_path: Path) -> None:
     with sqlite3.connect(folder.path / "journal.db") as db:
         db.execute("ALTER TABLE rounds DROP COLUMN missing")
         db.execute("ALTER TABLE versions DROP COLUMN charged")
+        db.execute("ALTER TABLE versions DROP COLUMN clip_norm")
         db.execute("DROP TABLE ledger")
         db.execute("PRAGMA user_version = 1")
     db.close()

@@ -166,3 +166,18 @@ def test_updates_of_workers_that_left_still_count() -> None:
     federation.worker("new-1")
     federation.worker("new-2")
     assert federation.status()["state"] == "running"
+
+
+def test_the_clip_norm_of_a_fold_is_that_of_its_base() -> None:
+    """What the version before left, before and after a restart; status shows it."""
+    federation = Federation(private(cap=9))
+    assert federation.status()["clip_norm"] is None  # constant: it is in the config
+    left = msgspec.structs.replace(federation.info(1), clip_norm=2.5)
+    federation.info = lambda version: msgspec.structs.replace(left, version=version)  # type: ignore[method-assign]
+    version(federation, *federation.workers(2))
+    for _ in range(2):
+        assert federation.status()["clip_norm"] == 2.5
+        federation.restart()
+    for worker in federation.workers(2):
+        worker.fit()
+    assert federation.folds[0].base.clip_norm == 2.5

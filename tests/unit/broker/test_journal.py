@@ -421,6 +421,7 @@ def test_a_history_is_a_row_for_each_version(path: Path) -> None:
         "seconds": 0.25,
         "update_norm": 0.5,
         "sigma": 0.0,
+        "clip_norm": None,
         "privacy_steps": 0,
         "federated": {"loss": 0.5},
         "broker": {"accuracy": 0.9},

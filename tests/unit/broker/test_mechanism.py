@@ -5,6 +5,7 @@ import pytest
 
 from fedmq.broker.mechanism import mechanism
 from fedmq.fedcore.config import (
+    AdaptiveClip,
     Aggregate,
     AsyncMode,
     Config,
@@ -14,8 +15,9 @@ from fedmq.fedcore.config import (
     SyncMode,
     WorkerPrivacy,
 )
-from fedmq.fedcore.errors import PrivacyError
+from fedmq.fedcore.errors import ConfigError, PrivacyError
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
+from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.mechanisms import RecordLevel, WorkerLevel
 
 # q = 1, so that the exact Gaussian composition is enough: no accountant to load.
@@ -93,3 +95,46 @@ def test_a_workers_noise_that_passes_the_budget_is_refused() -> None:
     with pytest.raises(PrivacyError, match=r"privacy\.max_participations = 10 cost epsilon"):
         mechanism(workers(noise_multiplier=11.0))
     assert mechanism(workers(noise_multiplier=12.0)).noise_multiplier == 12.0
+
+
+def adaptive(buffer: int, clip: AdaptiveClip, k: int = 1) -> Config:
+    """The same, with a clip norm that follows the updates."""
+    found = workers(k)
+    assert isinstance(found.privacy, WorkerPrivacy)
+    return msgspec.structs.replace(
+        found,
+        mode=AsyncMode(buffer=buffer, one_per_worker=True),
+        privacy=msgspec.structs.replace(found.privacy, adaptive_clip=clip),
+    )
+
+
+def test_a_count_is_paid_for_out_of_what_is_charged() -> None:
+    """z stays what the budget says, and the sum has more noise than without the count: σ_b is a 20th of K."""
+    found = mechanism(adaptive(100, AdaptiveClip()))
+    assert isinstance(found, WorkerLevel)
+    assert found.adaptive == AdaptiveClipping(quantile=0.5, rate=0.2, count_noise=5.0)
+    z = found.noise_multiplier
+    assert found == msgspec.structs.replace(mechanism(workers(1)), buffer=100, adaptive=found.adaptive)
+    assert found.sigma == pytest.approx((z**-2 - 10.0**-2) ** -0.5 * 0.5, rel=1e-12)
+    own = mechanism(adaptive(100, AdaptiveClip(quantile=0.9, rate=1.0, count_noise=40.0)))
+    assert isinstance(own, WorkerLevel)
+    assert own.adaptive == AdaptiveClipping(quantile=0.9, rate=1.0, count_noise=40.0)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "clip", "said"),
+    [
+        (
+            37,
+            AdaptiveClip(),
+            r"count_noise is 1\.85, a 20th of the divisor 37; .* 3\.7\d+ it must be above 1\.8\d+",
+        ),
+        (1000, AdaptiveClip(count_noise=1.8), r"count_noise is 1\.8; .* would cost the whole budget"),
+    ],
+)
+def test_a_count_that_would_cost_the_whole_budget_is_a_config_error(
+    buffer: int, clip: AdaptiveClip, said: str
+) -> None:
+    """z ≥ 2 σ_b, found when z is calibrated; it says what to raise."""
+    with pytest.raises(ConfigError, match=said):
+        mechanism(adaptive(buffer, clip))

@@ -110,3 +110,26 @@ def test_help_teaches(fedmq, name: str) -> None:
     code, out, _ = fedmq("privacy", name, "--help")
     assert code == 0
     assert f"fedmq privacy {name}" in out.split("Example:")[1].split("Options:")[0]
+
+
+def test_a_clip_norm_that_follows_the_updates_is_planned_and_pasted(fedmq) -> None:
+    """The same z for both sums, more noise on the one; the broker finds the same of what is pasted."""
+    code, out, err = fedmq("privacy", "plan", *ENOUGH, "--buffer", 40, "--adaptive-clip")
+    assert (code, err) == (0, "")
+    assert "noise 2 on the count of updates" in " ".join(out.split())
+    made = mechanism(config.parse(out.split("for federation.toml\n")[1]))
+    constant, adaptive = (
+        json.loads(fedmq("privacy", "plan", *ENOUGH, "--buffer", 40, *more, "--json")[1])
+        for more in ((), ("--adaptive-clip",))
+    )
+    assert adaptive["noise_multiplier"] == constant["noise_multiplier"] == made.noise_multiplier
+    assert adaptive["deviation"] == pytest.approx(made.sigma, rel=1e-12)
+    assert adaptive["noise_share"] > constant["noise_share"]
+
+
+def test_a_count_that_would_cost_everything_is_refused(fedmq) -> None:
+    """It says how many updates a version takes."""
+    code, _, err = fedmq("privacy", "plan", *ENOUGH, "--epsilon", 4, "--adaptive-clip")
+    assert code == 8
+    assert "takes more than 34.2 of them in a version" in err
+    assert "constant clip norm" in fedmq("privacy", "plan", *ENOUGH, "--adaptive-clip", "--correlated")[2]

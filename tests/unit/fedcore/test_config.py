@@ -396,6 +396,76 @@ class TestWorkerPrivacy:
         assert said == 'privacy.unit is "person"; it may hold "record" or "worker"'
 
 
+def adaptive(clip: object, **privacy: object) -> dict[str, Any]:
+    return WORKERS | {"privacy": {**WORKERS["privacy"], "adaptive_clip": clip, **privacy}}
+
+
+class TestAdaptiveClip:
+    """``[privacy.adaptive_clip]``: the clip norm moves."""
+
+    def test_an_empty_table_is_the_papers(self) -> None:
+        """γ = 0.5, η = 0.2, σ_b = K/20; it is written back as it is read, and made in Python as well."""
+        found = config.parse(adaptive({}))
+        assert isinstance(found.privacy, config.WorkerPrivacy)
+        clip = found.privacy.adaptive_clip
+        assert clip == config.AdaptiveClip(quantile=0.5, rate=0.2)
+        assert clip.deviation(20.0) == 1.0
+        for table in ({}, {"quantile": 0.9, "rate": 1, "count_noise": 3.5}):
+            found = config.parse(adaptive(table))
+            assert config.parse(config.to_toml(found), base_dir=found.base_dir) == found
+        assert config.AdaptiveClip(count_noise=3.5).deviation(20.0) == 3.5
+
+    @pytest.mark.parametrize(
+        ("clip", "said"),
+        [
+            (True, "privacy.adaptive_clip is true; it may hold a table, written [privacy.adaptive_clip]"),
+            (
+                {"quantil": 0.5},
+                "privacy.adaptive_clip.quantil is not a key; did you mean privacy.adaptive_clip.quantile?",
+            ),
+            (
+                {"quantile": 1.5},
+                "privacy.adaptive_clip.quantile is 1.5; it may hold a finite number ≥ 0 and ≤ 1",
+            ),
+            (
+                {"count_noise": 0},
+                "privacy.adaptive_clip.count_noise is 0; it may hold a finite number > 0 and ≤ 1e+06",
+            ),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, clip: object, said: str) -> None:
+        assert error(adaptive(clip)) == said
+
+    def test_a_count_that_costs_the_whole_budget(self) -> None:
+        """z ≥ 2 σ_b: as soon as the file says z."""
+        said = error(adaptive({}, noise_multiplier=2.0))
+        assert said.startswith(
+            "privacy.adaptive_clip.count_noise is 1, a 20th of the divisor 20; with the noise "
+        )
+        assert config.parse(adaptive({}, noise_multiplier=1.99))
+        assert config.parse(adaptive({"count_noise": 1.01}, noise_multiplier=2.0))
+
+    def test_where_it_may_begin(self) -> None:
+        """Within what it never leaves."""
+        assert error(adaptive({}, clip_norm=1e13)).startswith(
+            "privacy.clip_norm is 1e+13; with [privacy.adaptive_clip]"
+        )
+        assert config.parse(WORKERS | {"privacy": {**WORKERS["privacy"], "clip_norm": 1e13}})
+
+    def test_records_are_clipped_by_their_workers(self) -> None:
+        """The broker sees sums of theirs, and counts none."""
+        said = error(PRIVATE | {"privacy": {**PRIVATE["privacy"], "adaptive_clip": {}}})
+        assert said.startswith("privacy.adaptive_clip is not a key")
+
+    def test_a_restart_may_not_change_it(self) -> None:
+        """Neither a number of it, nor whether it is there."""
+        constant, moving, faster = map(config.parse, (WORKERS, adaptive({}), adaptive({"rate": 0.3})))
+        for old, new in ((constant, moving), (moving, constant), (moving, faster)):
+            allowed, refused = config.changes(old, new)
+            assert (allowed, [change.key for change in refused]) == ((), ["privacy.adaptive_clip"])
+            assert config.fingerprint(old) != config.fingerprint(new)
+
+
 class TestWriting:
     @pytest.mark.parametrize("mode", ["async", "sync"])
     def test_the_template_is_the_defaults(self, mode: str) -> None:
