@@ -1,5 +1,7 @@
 """What encodings cost and save: bytes up and down, and accuracy, with and without error feedback.
 
+The last rows encode what workers fetch as well (`model.downlink`).
+
     python benchmarks/compression.py [--data digits|fashion-mnist] [--workers 10] [--rounds 30] [--seeds 3]
 
 Synchronous rounds (FedAvg) of the demo's network and client app, every worker in every round, equal weights. Bytes
@@ -20,13 +22,14 @@ from fedmq.cli.demo.app import app
 from fedmq.cli.demo.settings import HIDDEN, settings
 from fedmq.fedcore import kernels
 from fedmq.fedcore.config import Aggregate
-from fedmq.fedcore.layout import Layout
+from fedmq.fedcore.encoded_model import encoded_size
+from fedmq.fedcore.layout import Flat, Layout
 from fedmq.fedcore.state_dict import delta, flatten, unflatten
 from fedmq.worker.client import TaskContext
 from fedmq.worker.compression import encoded
 from fedmq.worker.feedback import Feedback
 
-ROW = "| {:12} | {:>8} | {:>10} | {:>8} | {:>9} | {:>17} |"
+ROW = "| {:12} | {:>8} | {:>8} | {:>10} | {:>8} | {:>9} | {:>17} |"
 ARMS = [
     ("f32", 1.0, False),
     ("f16", 1.0, False),
@@ -39,6 +42,11 @@ ARMS = [
     ("topk", 0.1, True),
     ("topk", 0.01, False),
     ("topk", 0.01, True),
+    ("f32", 1.0, False, "f16"),
+    ("f32", 1.0, False, "bf16"),
+    ("f16", 1.0, False, "f16"),
+    ("topk", 0.1, True, "f16"),
+    ("topk", 0.1, True, "bf16"),
 ]
 
 
@@ -48,6 +56,7 @@ class Arm(msgspec.Struct, frozen=True):
     encoding: str
     density: float
     feedback: bool
+    downlink: str = "f32"
 
     @property
     def name(self) -> str:
@@ -74,6 +83,11 @@ def update(arm: Arm, change: np.ndarray, kept: Feedback, task: bytes, version: i
     return payload
 
 
+def fetched(flat: Flat, encoding: str) -> Flat:
+    """The model that a worker trains from, and takes its update from."""
+    return kernels.decode(kernels.encode(flat, encoding), encoding, flat.size)
+
+
 def run(arm: Arm, dataset: data.Dataset, options: argparse.Namespace, seed: int, folder: Path) -> Result:
     """One federation."""
     plain = settings(
@@ -87,20 +101,23 @@ def run(arm: Arm, dataset: data.Dataset, options: argparse.Namespace, seed: int,
     table = {"epochs": plain.epochs, "batch": plain.batch, "lr": plain.lr, "versions": options.rounds}
     node = {"data": options.data, "seed": str(seed), "partition": options.partition}
     workers = [app(node | {"shard": f"{i + 1}/{options.workers}"}) for i in range(options.workers)]
-    folders = [folder / f"{arm.name}-{arm.feedback}-{seed}-{i}" for i in range(options.workers)]
+    folders = [
+        folder / f"{arm.name}-{arm.feedback}-{arm.downlink}-{seed}-{i}" for i in range(options.workers)
+    ]
     for path in folders:
         path.mkdir()
     kept = [Feedback(path) for path in folders]
     up = down = 0
     for version in range(options.rounds):
         payloads = []
+        base = fetched(flat, arm.downlink)
         for i, worker in enumerate(workers):
             drawn = int(np.random.SeedSequence([seed, i, version]).generate_state(1, np.uint64)[0])
             task = TaskContext(kind="fit", version=version, seed=drawn, config=table)
-            fit = worker.fit(unflatten(layout, flat.copy()), task)
-            change = delta(layout, flat, fit.weights)
+            fit = worker.fit(unflatten(layout, base.copy()), task)
+            change = delta(layout, base, fit.weights)
             payloads.append(update(arm, change, kept[i], b"task", version, drawn))
-            down += layout.data_start + 4 * layout.n
+            down += encoded_size(layout, arm.downlink)
         up += sum(map(len, payloads))
         mean = kernels.weighted_mean(payloads, [1.0] * len(payloads), encoding=arm.encoding)
         kernels.sgd_(flat, mean, lr=1.0)
@@ -121,8 +138,8 @@ def main() -> None:
     print(
         f"{options.data}, {images}, {options.workers} workers ({options.partition}), {options.rounds} rounds\n"
     )
-    print(ROW.format("encoding", "feedback", "up, KiB", "of f32", "down, KiB", "accuracy, %"))
-    print(ROW.format(*("---" for _ in range(6))))
+    print(ROW.format("encoding", "feedback", "downlink", "up, KiB", "of f32", "down, KiB", "accuracy, %"))
+    print(ROW.format(*("---" for _ in range(7))))
     whole = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for arm in (Arm(*one) for one in ARMS):
@@ -133,7 +150,11 @@ def main() -> None:
             spread = f"{statistics.median(found):.1f} ({min(found):.1f}–{max(found):.1f})"
             down = f"{runs[0].down / 1024:,.0f}"
             feedback = "yes" if arm.feedback else "no"
-            print(ROW.format(arm.name, feedback, f"{up / 1024:,.0f}", f"{up / whole:.1%}", down, spread))
+            print(
+                ROW.format(
+                    arm.name, feedback, arm.downlink, f"{up / 1024:,.0f}", f"{up / whole:.1%}", down, spread
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from .events import (
     Control,
     Discard,
     Drop,
+    EncodeModel,
     Evaluate,
     Event,
     Exit,
@@ -54,7 +55,7 @@ from .notes import NoteLog
 from .rows import CounterRow, Row, VersionRow
 from .store.refusals import is_exhausted
 from .store.versions import VersionStore
-from .threads import Ask, Durable, Failed, Halt, Notice, Service, Spooling
+from .threads import Ask, Durable, Failed, Folding, Halt, Notice, Service, Spooling
 from .transport import Transport
 from .watchdog import Step, Watchdog
 
@@ -109,7 +110,7 @@ class Body:
         inbox: Inbox[Notice],
         store: Service[tuple[Row, ...]],
         spooler: Service[Spooling],
-        folder: Service[Fold],
+        folder: Service[Folding],
         judge: Service[Evaluate],
         versions: VersionStore,
         notes: NoteLog,
@@ -273,7 +274,7 @@ class Body:
                 self._tell(event)
             case OpenUpload() | WritePart() | Seal() | Discard() | Adopt() | Collect():
                 self._spooler.put(action)
-            case Fold():
+            case Fold() | EncodeModel():
                 self._folder.put(action)
             case Evaluate():
                 self._judge.put(action)
@@ -296,13 +297,15 @@ class Body:
     def _send_task(self, peer: Peer, task: wire.Task) -> None:
         # What cannot be read is asked for by FETCH, which says why there is none.
         with contextlib.suppress(StateError):
-            self._transport.send(peer, task, self._versions.block(task.version, 0, task.size))
+            self._transport.send(
+                peer, task, self._versions.block(task.version, 0, task.size, task.model or "f32")
+            )
             return
         self._transport.send(peer, task)
 
     def _send_block(self, action: SendBlock) -> None:
         try:
-            data = self._versions.block(action.version, action.offset, action.length)
+            data = self._versions.block(action.version, action.offset, action.length, action.encoding)
         except StateError as error:
             self._transport.send(
                 action.peer,
@@ -315,7 +318,7 @@ class Body:
                 ),
             )
         else:
-            self._transport.send_block(action.peer, action.version, action.offset, data)
+            self._transport.send_block(action.peer, action.version, action.offset, data, action.encoding)
 
     def _commit(self, commit: Commit) -> None:
         if not commit.rows and not self._promised:

@@ -15,6 +15,7 @@ from typing import Any
 from fedmq.fedcore import wire
 from fedmq.fedcore.config import Config, Privacy, SyncMode, WorkerPrivacy, lower_is_better
 
+from .downlink import Downlink
 from .evaluations import Evaluation
 from .events import Action, Commit, Discard, Note, Peer, Send
 from .participations import WorkerLedger
@@ -65,6 +66,7 @@ class Books:
 
         self.versions: dict[int, VersionInfo] = {info.version: info for info in recovered.versions}
         self.kept: set[int] = set(recovered.kept)
+        self.downlink = Downlink(config.model.downlink)
         self.current: VersionInfo | None = recovered.versions[-1] if recovered.versions else None
         self.made = self.version
         """The last version whose row was given to the journal: the current one, or the one about to be."""

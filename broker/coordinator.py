@@ -36,11 +36,13 @@ from .books import Books
 from .events import (
     Action,
     Adopted,
+    Collect,
     Control,
     Drain,
     Evaluated,
     Event,
     Folded,
+    ModelEncoded,
     PartWritten,
     Peer,
     Received,
@@ -162,6 +164,8 @@ class Coordinator:
                 self._intake.refused(event, now)
             case Folded():
                 self._progress.folded(event)
+            case ModelEncoded():
+                self._encoded(event)
             case VersionDurable():
                 self._progress.version_durable(event.info, now)
             case RoundDurable():
@@ -249,19 +253,38 @@ class Coordinator:
             books.send(event.peer, wire.Enrolled(key=event.key))
 
     def _fetch(self, worker: Worker, peer: Peer, fetch: wire.Fetch, now: float) -> None:
-        books = self._books
+        books, encoding = self._books, fetch.model or "f32"
         info = books.versions.get(fetch.version)
-        if info is None or fetch.version not in books.kept:
-            reason = "that version is no longer kept"
+        kept = info is not None and fetch.version in books.kept
+        size = books.downlink.size(info, encoding) if info is not None and kept else None
+        if size is None and kept and books.downlink.is_missing(fetch.version, encoding):
+            # Of an earlier life of this broker. The same bytes are made again, and the transfer goes on.
+            books.emit(*books.downlink.request(fetch.version))
+            reason = f"that version is not yet there as {encoding}"
+            self._peers.error(peer, fetch.code, "busy", reason, version=fetch.version, offset=fetch.offset)
+        elif size is None:
+            reason = f"that version is not there as {encoding}" if kept else "that version is no longer kept"
             self._peers.error(peer, fetch.code, "gone", reason, version=fetch.version, offset=fetch.offset)
-        elif fetch.offset >= info.size or fetch.length > books.config.network.block:
+        elif fetch.offset >= size or fetch.length > books.config.network.block:
             reason = "a FETCH beyond the file or the block size"
             self._peers.violation(peer, fetch.code, reason, now, version=fetch.version, offset=fetch.offset)
         else:
             assert worker.session is not None
             worker.session.sent = now
-            length = min(fetch.length, info.size - fetch.offset)
-            books.emit(SendBlock(peer, fetch.version, fetch.offset, length))
+            length = min(fetch.length, size - fetch.offset)
+            books.emit(SendBlock(peer, fetch.version, fetch.offset, length, encoding))
+
+    def _encoded(self, event: ModelEncoded) -> None:
+        books = self._books
+        books.downlink.made(event)
+        if event.version not in books.kept:  # it was collected while it was read: so goes what was made of it
+            books.downlink.forget((event.version,))
+            books.emit(Collect((event.version,)))
+        elif event.refusal:
+            advice = 'workers fetch it as f32; model.downlink = "bf16" has the range of float32'
+            books.note(
+                "warning", "version not encoded", version=event.version, reason=event.refusal, advice=advice
+            )
 
     def _tick(self, now: float) -> None:
         self._peers.silence(now)

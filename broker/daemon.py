@@ -38,7 +38,7 @@ from .control import ControlServer
 from .coordinator import Coordinator
 from .enrolment import Registrar
 from .evaluator import AppProcess, Judge
-from .events import Drain, Exit, Fold
+from .events import Drain, Exit
 from .keyring import KeyRing
 from .notes import NoteLog
 from .opening import Storage, open_storage
@@ -46,7 +46,7 @@ from .snapshot import snapshot
 from .store import backup
 from .store.state import StateFolder
 from .tasks import TaskIds
-from .threads import Commits, Folder, Halt, Job, Notice, Service, Spooler, Work
+from .threads import Commits, Folder, Folding, Halt, Job, Notice, Service, Spooler, Work
 from .transport import Transport, Wires
 from .watchdog import Watchdog
 
@@ -253,7 +253,7 @@ class Broker:
 
     def _folder(
         self, stack: contextlib.ExitStack, inbox: Inbox[Notice], storage: Storage, state: StateFolder
-    ) -> Service[Fold]:
+    ) -> Service[Folding]:
         work = Folder(
             self.config, storage.journal, storage.versions, storage.spool, storage.mechanism, state.noise_key
         )

@@ -6,8 +6,8 @@ The body promises:
   before it, are durable; a commit without rows waits for the ones before it all the same.
 - Each `OpenUpload` is answered by `UploadOpened`, each `WritePart` by `PartWritten`, each `Seal` by
   `Sealed`, each `Fold` by `Folded`, each `Adopt` by `Adopted` or `Refused`, each `Evaluate` by
-  `Evaluated`, each `Register` by `Registered`. An I/O error that makes a promise impossible ends the daemon
-  with a clear line; what is on disk stays consistent.
+  `Evaluated`, each `Register` by `Registered`, each `EncodeModel` by `ModelEncoded`. An I/O error that makes a
+  promise impossible ends the daemon with a clear line; what is on disk stays consistent.
 - `Send` never blocks; messages to one peer keep their order.
 """
 
@@ -118,6 +118,16 @@ class Folded(Event, frozen=True):
     """z, where each worker in the buffer is charged for its part."""
 
 
+class ModelEncoded(Event, frozen=True):
+    """A version's file is there as workers fetch it, or cannot be: `size` is 0 then, and `refusal` says why."""
+
+    version: int
+    encoding: str
+    size: int = 0
+    digest: bytes = b""
+    refusal: str = ""
+
+
 class Adopted(Event, frozen=True):
     """A worker's file is now version 0's file."""
 
@@ -190,6 +200,7 @@ class SendBlock(Action, frozen=True):
     version: int
     offset: int
     length: int
+    encoding: str = "f32"
 
 
 class Drop(Action, frozen=True):
@@ -219,6 +230,8 @@ class OpenUpload(Action, frozen=True):
     encoding: str
     n: int | None = None
     """Values that the payload must be of, where that is not said by its size."""
+    most: int | None = None
+    """How many of them it may hold, likewise."""
 
 
 class WritePart(Action, frozen=True):
@@ -248,6 +261,13 @@ class Fold(Action, frozen=True):
     base: VersionInfo
     rows: tuple[AcceptRow, ...]
     """Without their inline payloads, which the body reads from the journal."""
+
+
+class EncodeModel(Action, frozen=True):
+    """Make a version's file as workers fetch it, in an encoding that is not ``f32``."""
+
+    version: int
+    encoding: str
 
 
 class Adopt(Action, frozen=True):

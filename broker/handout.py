@@ -46,7 +46,7 @@ class Handout:
         if current is None:
             holders = books.workers.holders()
             return books.adopting is not None or any(worker.holding("init") for worker in holders)
-        if books.complete:
+        if books.complete or books.downlink.is_pending(current.version):
             return True
         if isinstance(plan, AsyncPlan):
             # Where too many buffers wait to be folded, an update could only be stale.
@@ -58,7 +58,7 @@ class Handout:
         """Evaluate tasks come first, and do not count as busy: they are short, and a version waits for them."""
         books = self._books
         evaluation = books.evaluation
-        if evaluation is None or not evaluation.ready:
+        if evaluation is None or not evaluation.ready or books.downlink.is_pending(evaluation.version):
             return
         ready, evaluation.ready = evaluation.ready, {}
         for worker_id in ready:
@@ -108,24 +108,26 @@ class Handout:
         held = books.workers.hold(worker, task, kind, info.version, now)
         books.tally.add("tasks_sent", kind)
         aggregate = books.config.aggregate
+        file = books.downlink.file(info, session)
         encoding = aggregate.encoding if aggregate.encoding in session.encodings else "f32"
         message = wire.Task(
             task=task,
             seq=held.seq,
             kind=kind,
             version=info.version,
-            size=info.size,
-            digest=info.digest or None,
+            size=file.size,
+            digest=file.digest or None,
             layout=info.layout or None,
             encoding=encoding,
-            keep=aggregate.keep(info.n) if encoding == "topk" and kind == "fit" else None,
+            keep=aggregate.most(encoding, info.n) if kind == "fit" else None,
             feedback=True if aggregate.feeds_back and encoding != "f32" and kind == "fit" else None,
+            model=None if file.encoding == "f32" else file.encoding,
             seed=task_seed(books.config.federation.seed, worker.name, info.version, nth),
             deadline_s=max(deadline_s, 0.0),
             config=books.config.task,
         )
         session.sent = now
-        if 0 < info.size <= wire.TASK_INLINE_MAX and session.given != info.version:
+        if 0 < file.size <= wire.TASK_INLINE_MAX and session.given != info.version:
             session.given = info.version
             books.emit(SendTask(session.peer, message))
         else:

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 import xxhash
 
-from fedmq.fedcore import codecs, kernels, wire
+from fedmq.fedcore import codecs, wire
 from fedmq.fedcore.config import AsyncMode, Privacy
 from fedmq.fedcore.strategy import rules, staleness
 from fedmq.fedcore.wire import Offer
@@ -34,6 +34,7 @@ from .events import (
     VersionDurable,
     WritePart,
 )
+from .payloads import measured, size_fault
 from .rounds import AsyncPlan
 from .rows import AcceptRow, EvaluationRow, VersionRow
 from .sessions import Worker
@@ -233,11 +234,8 @@ class Intake:
             return "rejected", "encoding: unknown"
         if isinstance(books.config.privacy, Privacy) and offer.encoding != "f32":
             return "rejected", "encoding: f32 where privacy is on"
-        least, most = codecs.size_range(offer.encoding, info.n)
-        if offer.size is None or not least <= offer.size <= most:
-            expected = f"{least}" if least == most else f"{least} to {most}"
-            return "rejected", f"size: {expected} bytes in {offer.encoding}"
-        return None
+        fault = size_fault(books.config.aggregate, offer.encoding, info.n, offer.size)
+        return ("rejected", fault) if fault else None
 
     def _has_no_place(self, worker: Worker, offer: Offer) -> bool:
         """Whether an update that is otherwise good has to wait for the next buffer, or a model for another."""
@@ -273,8 +271,10 @@ class Intake:
             self._wait(worker, offer.task, "disk", now)
             return
         books.uploads.start(worker.id, worker.session.peer, offer, now)
+        encoding = offer.encoding or "f32"
         n = books.versions[offer.base].n if offer.kind == "fit" else None
-        books.emit(OpenUpload(offer.task, offer.size, offer.encoding or "f32", n))
+        most = None if n is None else books.config.aggregate.most(encoding, n)
+        books.emit(OpenUpload(offer.task, offer.size, encoding, n, most))
 
     def _fits_on_disk(self, size: int) -> bool:
         """Whether the spool may take so many bytes more.
@@ -330,11 +330,10 @@ class Intake:
         if offer.kind == "init":
             self._adopt(offer.task, bytes(payload))
             return
-        n = self._books.versions[offer.base].n
-        try:
-            norm = math.sqrt(kernels.sum_squares(payload, encoding=offer.encoding or "f32", n=n))
-        except ValueError as error:  # which names the payload
-            self._refuse(worker, offer.task, "rejected", str(error), now)
+        n, aggregate = self._books.versions[offer.base].n, self._books.config.aggregate
+        norm, fault = measured(aggregate, offer.encoding or "f32", n, payload)
+        if fault:
+            self._refuse(worker, offer.task, "rejected", fault, now)
             return
         self._books.discard(offer.task)  # it may have begun to send the same in PARTs
         verdict = self._accept(worker, offer, norm, bytes(payload), now)

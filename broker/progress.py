@@ -57,6 +57,7 @@ class Progress:
             if row is not None:
                 self._measured(row)
         if books.current is not None:
+            books.emit(*books.downlink.request(books.version))
             self._begin_evaluation(now)
 
     def advance(self, now: float) -> None:
@@ -112,6 +113,7 @@ class Progress:
         books.versions[info.version] = books.current = info
         books.version_at = now
         books.kept.add(info.version)
+        books.emit(*books.downlink.request(info.version))
         if info.version == 0:
             books.buffer = Buffer(0)
             books.made = 0
@@ -411,3 +413,4 @@ class Progress:
         if gone:
             books.kept.difference_update(gone)
             books.emit(Collect(gone))
+            books.downlink.forget(gone)

@@ -66,7 +66,8 @@ class Session:
     """One life of a connection."""
 
     __slots__ = (
-        "boot", "encodings", "free", "given", "heard", "instance", "kinds", "peer", "seen", "sent", "seq", "suspect",
+        "boot", "encodings", "free", "given", "heard", "instance", "kinds", "models", "peer", "seen", "sent", "seq",
+        "suspect",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, hello: Hello, now: float) -> None:
@@ -75,6 +76,7 @@ class Session:
         self.boot = hello.boot
         self.kinds = KINDS.intersection(hello.kinds)
         self.encodings = frozenset(filter(codecs.is_encoding, hello.encodings))
+        self.models = frozenset(hello.models or ())
         self.free = hello.free
         self.seq = 0
         self.seen = 0

@@ -30,6 +30,7 @@ from .events import (
     Adopted,
     Collect,
     Discard,
+    EncodeModel,
     Event,
     Fold,
     OpenUpload,
@@ -40,6 +41,7 @@ from .events import (
     WritePart,
 )
 from .rows import Row, VersionInfo
+from .store.encoded_versions import encode_version
 from .store.journal import Journal
 from .store.spool import Spool
 from .store.versions import VersionStore
@@ -218,8 +220,8 @@ class Spooler:
 
     def _do(self, job: Spooling) -> Event | None:
         match job:
-            case OpenUpload(task, size, encoding, n):
-                return UploadOpened(task, self._spool.open(task, size, encoding, n))
+            case OpenUpload(task, size, encoding, n, most):
+                return UploadOpened(task, self._spool.open(task, size, encoding, n, most))
             case WritePart(task, offset, data):
                 return PartWritten(task, self._spool.write(task, offset, data))
             case Seal(task):
@@ -240,8 +242,11 @@ class Spooler:
             return Refused(task, wire.clip(str(error)))
 
 
+Folding: TypeAlias = Fold | EncodeModel
+
+
 class Folder:
-    """What the aggregation thread does: frozen buffers to versions.
+    """What the aggregation thread does: frozen buffers to versions, and those to what workers fetch.
 
     Parameters
     ----------
@@ -272,10 +277,13 @@ class Folder:
         self._mechanism = mechanism
         self._master_key = master_key
 
-    def __call__(self, jobs: collections.deque[Fold]) -> Iterable[Notice]:
-        """Fold each."""
+    def __call__(self, jobs: collections.deque[Folding]) -> Iterable[Notice]:
+        """Fold or encode each."""
         while jobs:
             job = jobs.popleft()
+            if isinstance(job, EncodeModel):
+                yield encode_version(self._versions, job.version, job.encoding)
+                continue
             inline = self._journal.payloads(job.buffer)
             plan = plan_fold(
                 job.base,

@@ -212,7 +212,9 @@ class Transport:
             self.errors[message.why] = self.errors.get(message.why, 0) + 1
         self._post(peer, wire.encode(message, payload), is_block=False)
 
-    def send_block(self, peer: Peer, version: int, offset: int, data: memoryview) -> None:
+    def send_block(
+        self, peer: Peer, version: int, offset: int, data: memoryview, encoding: str = "f32"
+    ) -> None:
         """Send a BLOCK that lies in a mapped file, or `busy` when too many are unsent."""
         line = self._lines.get(peer)
         waiting = 0 if line is None else sum(is_block for _, _, is_block in line.queue)
@@ -221,7 +223,7 @@ class Transport:
             busy = wire.Error(ref=wire.Fetch.code, why="busy", reason=reason, version=version, offset=offset)
             self.send(peer, busy)
             return
-        block = wire.Block(version=version, offset=offset)
+        block = wire.Block(version=version, offset=offset, model=None if encoding == "f32" else encoding)
         self._post(peer, wire.encode(block, data), is_block=True)
 
     def drop(self, peer: Peer) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "is_encoding",
     "payload_size",
     "size_range",
+    "topk_excess",
     "topk_part",
 ]
 
@@ -62,6 +63,8 @@ TOPK_HEAD: Final = struct.Struct("<3H")
 """The head of such a block: positions, values, bytes of gaps."""
 
 _TOPK_VALUE: Final = 2
+_TOPK_LONG: Final = 128
+"""From this length on a gap takes two bytes."""
 
 _WIDTH: Final[dict[str, int]] = {"f32": 4, "f16": 2, "bf16": 2}
 
@@ -101,8 +104,17 @@ def payload_size(encoding: str, n: int) -> int:
     raise _unknown(encoding)
 
 
-def size_range(encoding: str, n: int) -> tuple[int, int]:
+def size_range(encoding: str, n: int, most: int | None = None) -> tuple[int, int]:
     """Return the least and the largest size in bytes of `n` encoded values.
+
+    Parameters
+    ----------
+    encoding : str
+        One of `ENCODINGS`.
+    n : int
+        A number of values, 0 or more.
+    most : int, optional
+        How many of them a ``topk`` payload may hold; default: all.
 
     Raises
     ------
@@ -111,8 +123,8 @@ def size_range(encoding: str, n: int) -> tuple[int, int]:
 
     Examples
     --------
-    >>> size_range("f32", 1025), size_range("topk", 1025)
-    ((4100, 4100), (6, 3081))
+    >>> size_range("f32", 1025), size_range("topk", 1025), size_range("topk", 1025, 10)
+    ((4100, 4100), (6, 3081), (6, 43))
     """
     if encoding != "topk":
         size = payload_size(encoding, n)
@@ -120,7 +132,23 @@ def size_range(encoding: str, n: int) -> tuple[int, int]:
     if n < 0:
         raise ValueError(f"n must be 0 or more, not {n}")
     heads = TOPK_HEAD.size * -(-n // TOPK_BLOCK)
-    return heads, heads + (1 + _TOPK_VALUE) * n  # where nothing is zero, no gap takes more than a byte
+    held = n if most is None else min(most, n)
+    # What is not held lies in the gaps, and each that takes two bytes has taken so many of it.
+    long = min(held, (n - held) // _TOPK_LONG)
+    return heads, heads + (1 + _TOPK_VALUE) * held + long
+
+
+def topk_excess(payload: memoryview, most: int) -> str:
+    """Say that a ``topk`` payload that has been checked holds more than `most` values; empty when it does not.
+
+    Its size does not tell: as many values take fewer bytes where they lie closer together.
+    """
+    held = at = 0
+    while at < len(payload):
+        _, count, gap_bytes = TOPK_HEAD.unpack_from(payload, at)
+        at += TOPK_HEAD.size + gap_bytes + _TOPK_VALUE * count
+        held += count
+    return f"payload: holds {held} values, at most {most} were asked for" if held > most else ""
 
 
 def topk_part(payload: memoryview, start: int, stop: int) -> tuple[int, int]:

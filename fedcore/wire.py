@@ -101,6 +101,7 @@ class Hello(Message, frozen=True, kw_only=True):
     free: Count = 1
     tasks: TaskList = ()
     outbox: TaskList = ()
+    models: Texts | None = None
 
     def __post_init__(self) -> None:
         _check_texts("name", (self.name,))
@@ -110,6 +111,7 @@ class Hello(Message, frozen=True, kw_only=True):
         _check_texts("kinds", self.kinds)
         _check_texts("encodings", self.encodings)
         _check_texts("tags", self.tags)
+        _check_texts("models", self.models or ())
 
 
 class Welcome(Message, frozen=True, kw_only=True):
@@ -165,12 +167,14 @@ class Task(Message, frozen=True, kw_only=True):
     encoding: Text = "f32"
     keep: Count | None = None
     feedback: bool | None = None
+    model: Text | None = None
     seed: Seed = 0
     deadline_s: Seconds = 0.0
     config: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         _check_texts("encoding", (self.encoding,))
+        _check_texts("model", () if self.model is None else (self.model,))
         _check_nesting(self.config)
         if self.seed >= 2**64:
             raise ValueError("seed is a uint64")
@@ -187,6 +191,10 @@ class Fetch(Message, frozen=True, kw_only=True):
     version: Count
     offset: Size
     length: Length
+    model: Text | None = None
+
+    def __post_init__(self) -> None:
+        _check_texts("model", () if self.model is None else (self.model,))
 
 
 class Block(Message, frozen=True, kw_only=True):
@@ -196,6 +204,10 @@ class Block(Message, frozen=True, kw_only=True):
     payload: ClassVar[Literal["none", "required", "optional"]] = "required"
     version: Count
     offset: Size
+    model: Text | None = None
+
+    def __post_init__(self) -> None:
+        _check_texts("model", () if self.model is None else (self.model,))
 
 
 class Offer(Message, frozen=True, kw_only=True):

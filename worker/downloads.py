@@ -30,10 +30,11 @@ BUSY_S: Final = 0.2
 class Model:
     """A model that is here, wholly or in part."""
 
-    __slots__ = ("asked", "broken", "have", "outstanding", "size", "version")
+    __slots__ = ("asked", "broken", "encoding", "have", "outstanding", "size", "version")
 
     def __init__(self, have: int) -> None:
         self.version = -1
+        self.encoding: str | None = None
         self.size = -1
         self.have = have
         self.asked = have
@@ -83,8 +84,8 @@ class Downloads:
             model = self._models[task.digest] = Model(0)
         self._models.move_to_end(task.digest)
         model.size = task.size
-        if model.version != task.version:
-            model.version = task.version
+        if (model.version, model.encoding) != (task.version, task.model):
+            model.version, model.encoding = task.version, task.model
             model.void()
 
     def give(self, task: wire.Task, data: memoryview) -> None:
@@ -154,7 +155,8 @@ class Downloads:
 
     def block(self, message: wire.Block, data: memoryview, now: float) -> bool:
         """Bytes of a version; False when they were not asked for, or not in order."""
-        asked = [(d, m) for d, m in self._models.items() if m.version == message.version and m.outstanding]
+        of = message.version, message.model
+        asked = [(d, m) for d, m in self._models.items() if (m.version, m.encoding) == of and m.outstanding]
         if not asked or asked[0][1].outstanding[0] != (message.offset, data.nbytes):
             return False
         digest, model = asked[0]
@@ -178,7 +180,10 @@ class Downloads:
                 if free == WINDOW:
                     self._moved_at = now
                 length = min(self._pace.piece, model.size - model.asked)
-                self._emit(Send(wire.Fetch(version=model.version, offset=model.asked, length=length)))
+                fetch = wire.Fetch(
+                    version=model.version, offset=model.asked, length=length, model=model.encoding
+                )
+                self._emit(Send(fetch))
                 model.outstanding.append((model.asked, length))
                 model.asked += length
                 free -= 1

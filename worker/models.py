@@ -2,7 +2,8 @@
 
     models/<digest>.safetensors    complete, or as much of it as has arrived
 
-Small models, which come with their tasks, are kept in memory and never written.
+Small models, which come with their tasks, are kept in memory and never written. What came in fewer bytes is kept as it
+came; the model that it stands for is made beside it when it is opened, in a file without a name.
 
 Rules that hold here:
 
@@ -20,7 +21,8 @@ from typing import Final
 
 import xxhash
 
-from fedmq.fedcore.errors import ModelError
+from fedmq.fedcore.encoded_model import decoded
+from fedmq.fedcore.errors import ModelError, StateError
 
 SUFFIX: Final = ".safetensors"
 
@@ -38,6 +40,7 @@ class ModelCache:
         self._path = path
         self._verified: set[bytes] = set()
         self._small: dict[bytes, memoryview] = {}
+        self._decoded: dict[bytes, tuple[str, memoryview]] = {}
 
     def lengths(self) -> dict[bytes, int]:
         """Digest and length of each file, the least recently written first; other files are removed."""
@@ -70,13 +73,22 @@ class ModelCache:
         # Of its own: the frame that it came in would stay as long as the app holds a view.
         self._small[digest] = memoryview(bytes(data))
 
-    def open(self, digest: bytes) -> memoryview:
+    def open(self, digest: bytes, encoding: str = "f32") -> memoryview:
         """The model's file, read-only, verified; mapped, unless it is in memory.
+
+        Parameters
+        ----------
+        digest
+            Of the file as it came.
+        encoding
+            What it came as, one of `fedmq.fedcore.encoded_model.MODEL_ENCODINGS`.
 
         Raises
         ------
         ModelError
-            When it is not there, or not what its digest says.
+            When it is not there, not what its digest says, or no model in this encoding.
+        StateError
+            When there is no room for the model that an encoded one stands for.
         """
         small = self._small.get(digest)
         data = self._mapped(digest) if small is None else small
@@ -84,13 +96,37 @@ class ModelCache:
             if xxhash.xxh3_128_digest(data) != digest:
                 raise ModelError(f"the model {digest.hex()} is not what its digest says")
             self._verified.add(digest)
-        return data
+        if encoding == "f32":
+            return data
+        known = self._decoded.get(digest)
+        if known is None or known[0] != encoding:
+            known = encoding, self._decode(data, encoding, small is not None)
+            if digest in self._verified:  # not deleted meanwhile
+                self._decoded[digest] = known
+        return known[1]
 
     def delete(self, digest: bytes) -> None:
         """Forget a model; an unknown one is no error."""
         self._verified.discard(digest)
+        self._decoded.pop(digest, None)
         if self._small.pop(digest, None) is None:
             self._file(digest).unlink(missing_ok=True)
+
+    def _decode(self, data: memoryview, encoding: str, is_small: bool) -> memoryview:
+        """The model that a file stands for: in memory where that is, else mapped, and gone with the last view of it."""
+        import tempfile  # which a program whose models come as they are need not load
+
+        chunks = decoded(data, encoding)
+        if is_small:
+            return memoryview(b"".join(chunks))
+        try:
+            with tempfile.TemporaryFile(dir=self._path) as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                file.flush()
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise StateError(f"the model cannot be stored: {error.strerror}") from error
 
     def _mapped(self, digest: bytes) -> memoryview:
         try:

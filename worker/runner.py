@@ -204,7 +204,7 @@ class Runner:
     def _open(self, task: wire.Task) -> memoryview:
         assert task.digest is not None
         try:
-            return self._models.open(task.digest)
+            return self._models.open(task.digest, task.model or "f32")
         except ModelError as error:
             log.warning("%s", error)
             raise _Broken(task.digest) from error

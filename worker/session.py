@@ -45,6 +45,7 @@ from typing import Any, Final
 import msgspec
 
 from fedmq.fedcore import wire
+from fedmq.fedcore.encoded_model import MODEL_ENCODINGS
 
 from .appetite import Appetite
 from .connection import NEVER, Connection, Phase
@@ -354,6 +355,8 @@ class Session:
             return f"this worker's app has no {task.kind}"
         if task.kind == "fit" and task.encoding not in self._me.encodings:
             return f"this worker does not encode {task.encoding}"
+        if task.model is not None and task.model not in MODEL_ENCODINGS:
+            return f"this worker does not read models as {task.model}"
         if task.kind != "init" and not 0 < task.size <= self._model_max:
             return f"a model of {task.size} bytes, at most {self._model_max} were announced"
         return ""
@@ -478,6 +481,7 @@ class Session:
             free=free,
             tasks=self._tasks.ids(),
             outbox=self._uploads.ids(),
+            models=MODEL_ENCODINGS,
         )
         self._emit(Send(hello))
 

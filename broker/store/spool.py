@@ -19,7 +19,7 @@ from typing import Final
 import xxhash
 
 from fedmq.fedcore import kernels
-from fedmq.fedcore.codecs import is_encoding
+from fedmq.fedcore.codecs import is_encoding, topk_excess
 from fedmq.fedcore.errors import StateError
 
 from ..events import Sealed
@@ -56,7 +56,9 @@ class Spool:
         """The tasks of which there are payload bytes."""
         return frozenset(self._tasks)
 
-    def open(self, task: bytes, size: int, encoding: str, n: int | None = None) -> int:
+    def open(
+        self, task: bytes, size: int, encoding: str, n: int | None = None, most: int | None = None
+    ) -> int:
         """Open an upload, or find it again; how many of its bytes are here.
 
         Parameters
@@ -69,6 +71,8 @@ class Spool:
             Of the update; any other name (``safetensors``) has no norm.
         n : int, optional
             How many values the payload must be of; `seal` says when it is not.
+        most : int, optional
+            How many of them a ``topk`` payload may hold; likewise.
 
         Raises
         ------
@@ -79,7 +83,7 @@ class Spool:
         if upload is None or (upload.size, upload.encoding) != (size, encoding):
             self._close(task)
             try:
-                upload = _Upload(self.path(task), size, encoding, n)
+                upload = _Upload(self.path(task), size, encoding, n, most)
             except OSError as error:
                 raise self._refused(task, error) from error
             self._uploads[task] = upload
@@ -136,6 +140,9 @@ class Spool:
             raise self._refused(task, error) from error
         self._close(task)
         norm = upload.finish()
+        if norm is not None and upload.most is not None:
+            upload.fault = topk_excess(self.payload(task), upload.most)
+            norm = None if upload.fault else norm
         return Sealed(task, upload.digest.digest(), norm, upload.fault)
 
     def payload(self, task: bytes, start: int = 0, stop: int | None = None) -> memoryview:
@@ -185,9 +192,10 @@ class Spool:
 class _Upload:
     """One file that grows, and what is known of its bytes so far."""
 
-    def __init__(self, path: Path, size: int, encoding: str, n: int | None) -> None:
+    def __init__(self, path: Path, size: int, encoding: str, n: int | None, most: int | None) -> None:
         self.size = size
         self.encoding = encoding
+        self.most = most
         self.length = 0
         self.synced = 0
         self.digest = xxhash.xxh3_128()

@@ -4,6 +4,7 @@
       v00000042.safetensors        the model, as workers fetch it
       v00000042.velocity.f32       a flat float32 vector for each slot of the server optimizer
       v00000042.center.f32         the combined update, where the rule starts the next one from it
+      v00000042.f16                the model as workers fetch it, where that is encoded (`encoded_versions`)
 
 Rules that hold here:
 
@@ -31,6 +32,7 @@ import numpy as np
 import xxhash
 
 from fedmq.fedcore import model_file
+from fedmq.fedcore.encoded_model import MODEL_ENCODINGS
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.layout import Flat, Layout
 
@@ -44,6 +46,7 @@ __all__ = ["VersionStore", "VersionWriter", "sync_folder", "versions_in"]
 MAPS_MAX = 64
 """Files that stay mapped, those that were used last: each mapping holds a descriptor, and many versions may be kept."""
 _NAME: Final = re.compile(r"v(\d{8,})\.(?:safetensors|([a-z]+)\.f32)(\.new)?")
+_ENCODED: Final = re.compile(rf"v\d{{8,}}\.({'|'.join(MODEL_ENCODINGS)})(\.new)?")
 
 
 class VersionStore:
@@ -83,7 +86,9 @@ class VersionStore:
         """
         for path in self._folder.iterdir():
             match = _NAME.fullmatch(path.name)
-            if match and (match[3] or current is None or int(match[1]) > current):
+            if _ENCODED.fullmatch(path.name):
+                path.unlink()  # never synced, and soon made again
+            elif match and (match[3] or current is None or int(match[1]) > current):
                 path.unlink()
             elif match and match[2]:
                 self._with_state.add(int(match[1]))
@@ -99,9 +104,9 @@ class VersionStore:
         """The versions whose files are there, ascending."""
         return versions_in(self._folder)
 
-    def path(self, version: int) -> Path:
-        """Where a version's file is, or would be."""
-        return self._folder / f"v{version:08d}.safetensors"
+    def path(self, version: int, encoding: str = "f32") -> Path:
+        """Where a version's file, or what it is as workers fetch it, is or would be."""
+        return self._folder / f"v{version:08d}.{'safetensors' if encoding == 'f32' else encoding}"
 
     def file(self, version: int) -> memoryview:
         """A version's whole file, mapped, read-only.
@@ -113,7 +118,7 @@ class VersionStore:
         """
         return self._map(self.path(version), f"version {version}")
 
-    def block(self, version: int, offset: int, length: int) -> memoryview:
+    def block(self, version: int, offset: int, length: int, encoding: str = "f32") -> memoryview:
         """The bytes that a FETCH asks for: a view of min(length, size − offset) bytes.
 
         Raises
@@ -123,7 +128,8 @@ class VersionStore:
         ValueError
             When nothing lies at `offset`.
         """
-        file = self.file(version)
+        what = f"version {version}" if encoding == "f32" else f"version {version} as {encoding}"
+        file = self._map(self.path(version, encoding), what)
         if not (0 <= offset < len(file) and length > 0):
             raise ValueError(f"{length} bytes at {offset} of a file of {len(file)}")
         return file[offset : offset + length]
@@ -194,7 +200,8 @@ class VersionStore:
         """Delete versions with their state; those that are not there are no error."""
         doomed = frozenset(versions)
         for version in doomed:
-            self._unlink(self.path(version))
+            for encoding in MODEL_ENCODINGS:
+                self._unlink(self.path(version, encoding))
         self._unlink_states(doomed.__contains__)
 
     def delete_states_before(self, version: int) -> None:

@@ -10,6 +10,7 @@ restart may alter.
 """
 
 from .clip_tables import AdaptiveClip, check_count_noise
+from .model_table import Model
 from .reading import load, parse
 from .restart import Change, changes, fingerprint
 from .rule_tables import (
@@ -35,7 +36,6 @@ from .tables import (
     FedAsync,
     Federation,
     Mode,
-    Model,
     Momentum,
     Network,
     Optimizer,

@@ -22,6 +22,7 @@ from fedmq.fedcore import wire
 from fedmq.fedcore.errors import ConfigError
 
 from .clip_tables import AdaptiveClip
+from .model_table import Model
 from .rule_tables import RULES, Mean, UserRule
 from .tables import (
     APP_PATTERN,
@@ -30,7 +31,6 @@ from .tables import (
     AsyncMode,
     Fadas,
     FedAsync,
-    Model,
     Momentum,
     Privacy,
     Sgd,

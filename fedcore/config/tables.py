@@ -13,7 +13,6 @@ comments, and a test holds docs/configuration.md to them. The rules:
 
 import ipaddress
 import math
-import re
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -75,28 +74,6 @@ class Federation(Table, frozen=True):
         if self.bind.startswith("ipc://"):
             return True
         return _is_loopback(self.bind.removeprefix("tcp://"))
-
-
-class Model(Table, frozen=True):
-    """Where version 0 comes from."""
-
-    initial: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            description='A .safetensors file, an app "module:attribute", or "first-worker".',
-        ),
-    ] = "first-worker"
-    max_bytes: Annotated[int, Meta(ge=1, extra=_SIZE, description="Largest model file that is accepted.")] = (
-        4096 * MIB
-    )
-
-    @property
-    def source(self) -> Literal["first-worker", "app", "file"]:
-        """Which of the three kinds of origin `initial` names."""
-        if self.initial == "first-worker":
-            return "first-worker"
-        return "app" if re.fullmatch(APP_PATTERN, self.initial) else "file"
 
 
 class AsyncMode(Table, frozen=True, tag_field="kind", tag="async"):
@@ -188,6 +165,10 @@ class Aggregate(Table, frozen=True):
     def keep(self, n: int) -> int:
         """How many of n values topk keeps."""
         return max(math.ceil(self.density * n), 1)
+
+    def most(self, encoding: str, n: int) -> int | None:
+        """How many of n values an update may hold; None: all. Only topk is bounded, where it is what is asked for."""
+        return self.keep(n) if encoding == "topk" == self.encoding else None
 
 
 _Lr = Annotated[float, Meta(gt=0, description="Server learning rate.")]

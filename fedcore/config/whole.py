@@ -11,6 +11,7 @@ from msgspec import Struct
 from fedmq.fedcore.errors import ConfigError
 
 from .clip_tables import CLIP_MAX, CLIP_MIN, AdaptiveClip, check_count_noise
+from .model_table import Model
 from .rule_tables import UserRule, name_of
 from .tables import (
     MIB,
@@ -20,7 +21,6 @@ from .tables import (
     FedAsync,
     Federation,
     Mode,
-    Model,
     Network,
     Optimizer,
     Privacy,
@@ -98,6 +98,12 @@ def _check_fedasync(config: Config) -> None:
         ("mode.kind", mode.kind, "async", "it mixes in one update after the other, and a round is of many"),
         ("mode.buffer", getattr(mode, "buffer", 1), 1, "each update makes a version"),
         ("aggregate.rule", rule, "mean", "one update has no others to be compared with"),
+        (
+            "model.downlink",
+            config.model.downlink,
+            "f32",
+            "it would mix in what a model lost on its way to a worker",
+        ),
     ]
     _demand(needs, 'optimizer.kind "fedasync"')
     if config.privacy is not None:

@@ -6,10 +6,12 @@ sends can be foretold. Each message goes to `say` as one line. Not a model of a 
 its I/O loop and keeps its outbox in memory.
 
     python reference_worker.py tcp://127.0.0.1:5560 ward-3 [--parts] [--cut N] [--init N] [--encodings f32,i8]
+                                                           [--models f32,f16]
 """
 
 import argparse
 import json
+import math
 import random
 import signal
 import struct
@@ -59,6 +61,21 @@ def weights_of(file: bytes) -> np.ndarray:
     return np.concatenate([np.frombuffer(data[a:b], "<f4") for a, b in spans] or [np.zeros(0, "<f4")])
 
 
+def decoded(file: bytes, model: str) -> bytes:
+    """The version's file that an encoded one stands for: its floats follow the header, at the place of F32's."""
+    if model == "f32":
+        return file
+    (length,) = struct.unpack_from("<Q", file)
+    tensors = json.loads(file[8 : 8 + length])
+    n = sum(math.prod(t["shape"]) for k, t in tensors.items() if k != "__metadata__" and t["dtype"] == "F32")
+    start, stop = 8 + length, 8 + length + 2 * n
+    if model == "f16":
+        values = np.frombuffer(file[start:stop], "<f2").astype("<f4")
+    else:
+        values = (np.frombuffer(file[start:stop], "<u2").astype("<u4") << 16).view("<f4")
+    return file[:start] + values.tobytes() + file[stop:]
+
+
 def zeros_file(n: int) -> bytes:
     """A safetensors file of one F32 tensor `w` of n zeros."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}}).encode()
@@ -75,6 +92,8 @@ class Model:
 
     def __init__(self, task: dict[str, Any], block: int) -> None:
         self.version, self.size, self.digest = task["version"], task["size"], task["digest"]
+        self.encoding = task.get("model", "f32")
+        self.named = {} if self.encoding == "f32" else {"model": self.encoding}
         self.file, self.fetched_twice = bytearray(self.size), False
         self.restart(block)
 
@@ -99,9 +118,9 @@ class ReferenceWorker:
 
     def __init__(
         self, endpoint: str, name: str, *, parts: bool = False, cut: int = 0, init: int = 0,
-        encodings: tuple[str, ...] = ("f32",), say: Callable[[str], None] = say_aloud,
+        encodings: tuple[str, ...] = ("f32",), models: tuple[str, ...] = (), say: Callable[[str], None] = say_aloud,
     ) -> None:  # fmt: skip
-        self.endpoint, self.name, self.say = endpoint, name, say
+        self.endpoint, self.name, self.say, self.reads = endpoint, name, say, models
         self.parts, self.cut, self.init = parts, cut, init
         self.encodings, self.instance, self.boot = encodings, uuid.uuid4().bytes, uuid.uuid4().bytes
         self.rng, self.attempt, self.code = random.Random(name), 0, None
@@ -160,6 +179,8 @@ class ReferenceWorker:
         self.listed = set(self.outbox)
         kinds = ["fit", "evaluate", *(["init"] if self.init else [])]
         me = {"name": self.name, "instance": self.instance, "boot": self.boot, "encodings": self.encodings}
+        if self.reads:
+            me["models"] = self.reads
         self.send("HELLO", protocol=1, **me, kinds=kinds, free=self.told, **self.held())
 
     def held(self) -> dict[str, list[bytes]]:
@@ -185,7 +206,8 @@ class ReferenceWorker:
         while model.unasked and len(self.fetches) < 4:
             offset = model.unasked.pop(0)
             self.fetches.append((model.version, offset))
-            self.send("FETCH", version=model.version, offset=offset, length=min(block, model.size - offset))
+            length = min(block, model.size - offset)
+            self.send("FETCH", version=model.version, offset=offset, length=length, **model.named)
         if model.missing:
             return False
         if xxhash.xxh3_128_digest(bytes(model.file)) == model.digest:
@@ -204,7 +226,8 @@ class ReferenceWorker:
         if task["kind"] == "init":
             payload, offer["encoding"] = zeros_file(self.init), "safetensors"
         else:
-            w = weights_of(bytes(self.models[task["digest"]].file))
+            model = self.models[task["digest"]]
+            w = weights_of(decoded(bytes(model.file), model.encoding))
             offer["metrics"] = {"loss": float(np.mean((1 - w.astype("f8")) ** 2)) if len(w) else 0}
         if task["kind"] == "fit":
             encoding = task.get("encoding", "f32")
@@ -348,6 +371,7 @@ if __name__ == "__main__":
     options.add_argument("--cut", type=int, default=0)
     options.add_argument("--init", type=int, default=0)
     options.add_argument("--encodings", type=lambda text: tuple(text.split(",")), default=("f32",))
+    options.add_argument("--models", type=lambda text: tuple(text.split(",")), default=())
     worker = ReferenceWorker(**vars(options.parse_args()))
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     sys.exit(worker.run())

@@ -213,3 +213,18 @@ def test_every_refused_vector_is_answered(tmp_path: Path) -> None:
         with workers(running.endpoint, one=["--init", "10"], two=[]) as processes:
             for process in processes.values():
                 finish(process)
+
+
+@pytest.mark.parametrize("model", ["f16", "bf16"])
+def test_models_in_fewer_bytes(tmp_path: Path, model: str) -> None:
+    """One peer reads them, one has never heard of them: both train, and the first fetches half as much."""
+    reads = ["--models", f"f32,{model}"]
+    table = {"initial": "first-worker", "downlink": model}
+    with (
+        broker(tmp_path, model=table, evaluate={"every": 0}) as running,
+        workers(running.endpoint, one=["--init", str(LARGE)], two=reads) as processes,
+    ):
+        one, two = (finish(process) for process in processes.values())
+    assert (weights(tmp_path, VERSIONS) == 1 - 0.5**VERSIONS).all()
+    fetched = [len([line for line in said if line.startswith("< BLOCK")]) for said in (one, two)]
+    assert fetched == [VERSIONS * -(-size * LARGE // BLOCK) for size in (4, 2)]

@@ -107,9 +107,9 @@ class Audit:
                 self._acknowledges(task, result)
             case wire.Task(kind="fit" | "evaluate"):
                 self._hands_out(peer, message, payload)
-            case wire.Block(version=version, offset=offset):
+            case wire.Block(version=version, offset=offset, model=encoding):
                 assert payload is not None
-                self._shows(version, offset, payload)
+                self._shows(version, offset, payload, encoding)
 
     def folding(self, fold: Fold, rows: list[Row]) -> None:
         """A buffer is about to be folded."""
@@ -179,9 +179,10 @@ class Audit:
         if entry.kind == "init":
             self._initial.add(payload or b"")
 
-    def trains_on(self, version: int, model: memoryview) -> None:
+    def trains_on(self, version: int, model: memoryview, fetched_as: str | None) -> None:
         """A worker's app gets this model."""
-        assert model == self.chain.files[version], f"an app was given other bits than version {version}"
+        expected = self.chain.files[version] if fetched_as is None else self.chain.rounded(version)
+        assert model == expected, f"an app was given other bits than version {version}"
 
     def worker_forgets(self, task: bytes, because: WorkerEvent) -> None:
         """A worker deletes a result: only the broker's word allows it, or that it cannot be read any more."""
@@ -232,19 +233,26 @@ class Audit:
         version = task.version
         assert version in self.versions, "a task against a version that is not durable"
         assert self.finish is None, "a task after the end"
-        assert task.digest == self.versions[version].info.digest, "a task against another model"
+        file = self._as_fetched(version, task.model)
+        assert (task.size, task.digest) == (len(file), xxhash.xxh3_128_digest(file)), "another model"
         if task.kind == "fit" and isinstance(self._config.mode, SyncMode):
             assert version in self._rounds, "a task in a round that is not durable"
         if payload is not None:
             self._rode[peer] = version
-            self._shows(version, 0, payload)
+            self._shows(version, 0, payload, task.model)
         elif task.size <= wire.TASK_INLINE_MAX:
             assert self._rode.get(peer) == version, "a small model did not come with its task"
 
-    def _shows(self, version: int, offset: int, data: bytes) -> None:
+    def _as_fetched(self, version: int, encoding: str | None) -> bytes:
+        """A version as workers fetch it, where that is how they do."""
+        assert encoding in (None, self._config.model.downlink), "a model that was not asked for"
+        return self.chain.files[version] if encoding is None else self.chain.halves(version)
+
+    def _shows(self, version: int, offset: int, data: bytes, encoding: str | None) -> None:
         """Somebody outside sees bytes of a version."""
         assert version in self.versions, "a version is shown that is not durable"
-        assert self.chain.files[version][offset : offset + len(data)] == data, "other bits are shown"
+        file = self._as_fetched(version, encoding)
+        assert file[offset : offset + len(data)] == data, "other bits are shown"
         if self._mechanism is not None and version:
             self._released.add(version)
             assert len(self._released) <= self._spent(), "more was released than the ledger counts"

@@ -23,12 +23,14 @@ from fedmq.broker.events import (
     Discard,
     Drain,
     Drop,
+    EncodeModel,
     Evaluate,
     Evaluated,
     Event,
     Exit,
     Fold,
     Folded,
+    ModelEncoded,
     Note,
     OpenUpload,
     Received,
@@ -50,8 +52,7 @@ from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.tasks import TaskIds
-from fedmq.broker.threads import Folder as Folding
-from fedmq.broker.threads import Spooler, Spooling, write_initial
+from fedmq.broker.threads import Folder, Folding, Spooler, Spooling, write_initial
 from fedmq.cli.simulate.promises import Promises
 from fedmq.cli.simulate.schedule import Line, Schedule
 from fedmq.fedcore import model_file, wire
@@ -113,7 +114,7 @@ class Broker(Process):
         self._promises = Promises(self.carry_out)
         self._inbox: Line[Callable[[], None]] = self._line(0.0, 0.003, lambda do: do())
         self._spool_jobs: Line[Spooling] = self._line(0.0005, 0.02, self._spooling)
-        self._folds: Line[Fold] = self._line(0.05, 2.0, self._fold)
+        self._folds: Line[Folding] = self._line(0.05, 2.0, self._fold)
         self._judge: Line[Evaluate] = self._line(0.1, 5.0, self._evaluate)
         self.run(self._open)
 
@@ -172,8 +173,8 @@ class Broker(Process):
                 self._post(peer, message, None)
             case SendTask(peer, message):
                 self._send_task(peer, message)
-            case SendBlock(peer, version, offset, length):
-                self._block(peer, version, offset, length)
+            case SendBlock():
+                self._block(action)
             case Commit():
                 self._commit(action)
             case Tell(event):
@@ -182,6 +183,8 @@ class Broker(Process):
                 self._queue(action)
             case Fold():
                 self._audit.folding(action, self.rows)
+                self._folds.put(action)
+            case EncodeModel():
                 self._folds.put(action)
             case Evaluate():
                 self._judge.put(action)
@@ -230,7 +233,7 @@ class Broker(Process):
     def _begin_mind(self, recovered: Recovered, now: float) -> None:
         self._audit.restarted(recovered, self.rows)
         self._spooler = Spooler(self._spool, self._versions, self._config.model.max_bytes)
-        self._folding = Folding(
+        self._folding = Folder(
             self._config, self._journal, self._versions, self._spool, self._mechanism, MASTER_KEY
         )
         ids = TaskIds(b"f" * 16, b"k" * 32, self._rng.randbytes(8))
@@ -261,14 +264,15 @@ class Broker(Process):
 
     def _send_task(self, peer: bytes, task: wire.Task) -> None:
         try:
-            payload = bytes(self._versions.block(task.version, 0, task.size))
+            payload = bytes(self._versions.block(task.version, 0, task.size, task.model or "f32"))
         except StateError:
             payload = None
         self._post(peer, task, payload)
 
-    def _block(self, peer: bytes, version: int, offset: int, length: int) -> None:
+    def _block(self, action: SendBlock) -> None:
+        peer, version, offset = action.peer, action.version, action.offset
         try:
-            data = bytes(self._versions.block(version, offset, length))
+            data = bytes(self._versions.block(version, offset, action.length, action.encoding))
         except StateError:
             self._post(
                 peer, wire.Error(ref=wire.Fetch.code, why="gone", version=version, offset=offset), None
@@ -279,7 +283,8 @@ class Broker(Process):
                 peer, wire.Error(ref=wire.Fetch.code, why="busy", version=version, offset=offset), None
             )
         else:
-            self._post(peer, wire.Block(version=version, offset=offset), data)
+            model = None if action.encoding == "f32" else action.encoding
+            self._post(peer, wire.Block(version=version, offset=offset, model=model), data)
 
     def _commit(self, commit: Commit) -> None:
         if self._promises.add(commit):
@@ -341,13 +346,16 @@ class Broker(Process):
             self._notify(event)
         self._audit.on_disk(sum(path.stat().st_size for path in self._folders[1].path.iterdir()))
 
-    def _fold(self, fold: Fold) -> None:
+    def _fold(self, fold: Folding) -> None:
         steps, self._dies_in_fold = self._dies_in_fold, None
         self._operations_left = steps if steps is not None else self._operations_left
-        for folded in self._folding(deque([fold])):
-            assert isinstance(folded, Folded)
-            self._audit.folded(folded)
-            self._notify(msgspec.structs.replace(folded, seconds=0.1))
+        for made in self._folding(deque([fold])):
+            if isinstance(made, ModelEncoded):
+                self._notify(made)
+                continue
+            assert isinstance(made, Folded)
+            self._audit.folded(made)
+            self._notify(msgspec.structs.replace(made, seconds=0.1))
         if steps is not None:
             self._operations_left, self._actions_left = None, steps % 4
 

@@ -69,6 +69,19 @@ class Chain:
         self._step(version, params, delta, made, rows)
         self.files[version] = base[:first] + params.astype("<f4").tobytes() + base[last:]
 
+    def halves(self, version: int) -> bytes:
+        """A version with its numbers as halves, as docs/protocol.md says."""
+        file = self.files[version]
+        first, last = flat_run(file)
+        return file[:first] + np.frombuffer(file[first:last], "<f4").astype("<f2").tobytes() + file[last:]
+
+    def rounded(self, version: int) -> bytes:
+        """What those halves stand for."""
+        file = self.files[version]
+        first, last = flat_run(file)
+        halves = np.frombuffer(file[first:last], "<f4").astype("<f2")
+        return file[:first] + halves.astype("<f4").tobytes() + file[last:]
+
     def _step(
         self, version: int, params: F32, delta: F32, made: VersionRow, rows: Sequence[AcceptRow]
     ) -> None:

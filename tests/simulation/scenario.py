@@ -122,6 +122,7 @@ def draw(seed: int) -> Scenario:
         # With its own dice: a seed is the federation that it was before there were rules.
         config = _with_rule(random.Random(f"rule of {seed}"), config)
         config = _with_mixing(random.Random(f"mixing of {seed}"), config)
+    config = _with_downlink(random.Random(f"downlink of {seed}"), config)
     return Scenario(
         seed=seed,
         kind="draw",
@@ -219,6 +220,13 @@ def _with_mixing(rng: random.Random, config: Config) -> Config:
         mode=msgspec.structs.replace(mode, buffer=1),
         optimizer=FedAsync(alpha=rng.choice((0.6, 1.0))),
     )
+
+
+def _with_downlink(rng: random.Random, config: Config) -> Config:
+    """Now and then the same federation with models that travel as halves."""
+    if isinstance(config.optimizer, FedAsync) or rng.random() < 0.7:
+        return config
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, downlink="f16"))
 
 
 def _optimizer(rng: random.Random) -> Optimizer:

@@ -256,7 +256,8 @@ class Worker(Process):
         self._running = task.task
         if task.digest is not None:
             try:
-                self._audit.trains_on(task.version, self._models.open(task.digest))
+                model = self._models.open(task.digest, task.model or "f32")
+                self._audit.trains_on(task.version, model, task.model)
             except ModelError:
                 self._inbox.put(ModelBroken(task.task, task.digest))
                 return
@@ -316,5 +317,7 @@ class Worker(Process):
         )
         if self._rng.random() < self.poisoned:
             values[task.seed % len(values)] = np.nan
+        if task.encoding == "topk" and task.keep is not None:
+            values[np.argsort(np.abs(values))[: -task.keep]] = 0
         key = task.seed.to_bytes(32, "little")
         return bytes(kernels.encode(values, task.encoding, key=key))

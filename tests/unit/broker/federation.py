@@ -23,11 +23,13 @@ from fedmq.broker.events import (
     Discard,
     Drain,
     Drop,
+    EncodeModel,
     Evaluate,
     Event,
     Exit,
     Fold,
     Folded,
+    ModelEncoded,
     Note,
     OpenUpload,
     PartWritten,
@@ -150,6 +152,14 @@ class Federation:
         )
         return fold
 
+    def encode(self, refusal: str = "") -> EncodeModel:
+        """The aggregation thread has made of a version what workers fetch, or says why it cannot."""
+        job = self.encodings.popleft()
+        digest = xxhash.xxh3_128_digest(b"version %d, encoded" % job.version)
+        made = ModelEncoded(job.version, job.encoding, self.model_bytes // 2, digest)
+        self.tell(ModelEncoded(job.version, job.encoding, refusal=refusal) if refusal else made)
+        return job
+
     def operate(self, command: str, **args: Any) -> dict[str, Any] | None:
         """A command over the control socket; the reply if there is one yet."""
         self.replies.pop(1, None)
@@ -198,6 +208,7 @@ class Federation:
         """Whether spool actions are only kept, in `spooling`."""
         self.pending: deque[Commit] = deque()
         self.folds: deque[Fold] = deque()
+        self.encodings: deque[EncodeModel] = deque()
         self.spooling: list[Action] = []
         self.sent: dict[Peer, list[wire.Message]] = {}
         self.rode: list[tuple[Peer, int]] = []
@@ -256,6 +267,8 @@ class Federation:
                     self.spool.pop(task, None)
             case Fold():
                 self.folds.append(action)
+            case EncodeModel():
+                self.encodings.append(action)
             case Adopt():
                 self.adoptions.append(action)
             case Evaluate(version):

@@ -247,13 +247,82 @@ def test_sparse_updates_are_accepted_and_others_refused_with_a_reason() -> None:
     assert worker.last(wire.Ack).result == "accepted"
     assert federation.durable(AcceptRow)[0].norm == 5
     for wrong, begins in (
-        (data[:-1] + b"\x00\x00", "payload: block 0 of a topk payload is of 4 values, and not the last one"),
-        (kernels.encode(np.ones(3, np.float32), "topk"), "payload must be of 4 values, as topk, not of 3"),
-        (bytes(19), "size: 6 to 18 bytes in topk"),
+        (data[:-4] + bytes(4), "payload: block 0 of a topk payload must not hold a zero"),
+        (
+            kernels.encode(np.array([1, 0, 1], np.float32), "topk"),
+            "payload must be of 4 values, as topk, not of 3",
+        ),
+        (bytes(13), "size: 6 to 12 bytes in topk"),
     ):
         other = Federation(asynchronous(aggregate=aggregate))
         ack = refused(other, "w0", data=wrong, encoding="topk", digest=xxhash.xxh3_128_digest(wrong))
         assert ack.reason.startswith(begins)
+
+
+N = 20_000
+KEEP = 20
+
+
+def sparse(held: int, step: int = 1) -> bytes:
+    """A topk payload of N values, `held` of them not zero."""
+    x = np.zeros(N, np.float32)
+    x[: held * step : step] = 1
+    return bytes(kernels.encode(x, "topk"))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (sparse(0), ""),
+        (sparse(KEEP), ""),
+        (sparse(KEEP, step=129), ""),
+        (sparse(KEEP + 1), "payload: holds 21 values, at most 20 were asked for"),
+        (sparse(KEEP + 1, step=129), "size: 12 to 92 bytes in topk"),
+        (sparse(N), "size: 12 to 92 bytes in topk"),
+        (b"", "size: 12 to 92 bytes in topk"),
+        (sparse(0)[:-1], "size: 12 to 92 bytes in topk"),
+        (sparse(KEEP)[:-1], "payload: block 1 of a topk payload ends inside its head"),
+    ],
+    ids=[
+        "none",
+        "all asked for",
+        "far apart",
+        "one more",
+        "one more, far apart",
+        "n",
+        "nothing",
+        "cut head",
+        "cut",
+    ],
+)
+@pytest.mark.parametrize("inline", [True, False])
+def test_no_worker_sends_more_values_than_it_was_asked_for(data: bytes, reason: str, inline: bool) -> None:
+    """By its size before a byte moves, where no so few values take so many; else when all is here."""
+    federation = Federation(asynchronous(aggregate=Aggregate(encoding="topk", density=0.001)), elements=N)
+    worker = federation.worker("w0", encodings=("topk",))
+    task = worker.task()
+    assert task.keep == KEEP
+    federation.slow_spool = True
+    worker.offer(task, data, encoding="topk", inline=inline)
+    opened = [action for action in federation.spooling if isinstance(action, OpenUpload)]
+    if reason.startswith("size") or inline:
+        assert not opened
+        ack = worker.last(wire.Ack)
+        assert (ack.result, ack.reason[: len(reason)]) == ("rejected" if reason else "accepted", reason)
+        assert len(federation.durable(AcceptRow)) == (not reason)
+    else:
+        assert [(action.n, action.most) for action in opened] == [
+            (N, KEEP)
+        ]  # the spool counts: test_spool.py
+
+
+def test_topk_that_was_not_asked_for_has_no_bound_but_the_models_size() -> None:
+    """A density is configured for topk alone; and a worker that sends f32 instead sends everything."""
+    federation = Federation(asynchronous(aggregate=Aggregate(encoding="f16", density=0.001)), elements=N)
+    worker = federation.worker("w0", encodings=("f32", "f16", "topk"))
+    assert worker.task().keep is None
+    worker.offer(worker.task(), sparse(N), encoding="topk")
+    assert worker.last(wire.Ack).result == "accepted"
 
 
 def test_a_sparse_upload_that_is_none_is_refused_when_it_is_sealed() -> None:

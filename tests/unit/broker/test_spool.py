@@ -207,6 +207,21 @@ def test_a_full_disk_is_a_state_error(spool: Spool, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("step", [7, 65536])
+def test_more_values_than_were_asked_for_are_a_fault(spool: Spool, step: int) -> None:
+    """Counted when all is here; as many as were asked for are none."""
+    x = np.where(np.arange(40_000) % 50 == 0, np.float32(1), np.float32(0))
+    payload = kernels.encode(x, "topk")
+    for most, fault in ((800, ""), (799, "payload: holds 800 values, at most 799 were asked for")):
+        offset = spool.open(TASK, len(payload), "topk", x.size, most)
+        while offset < len(payload):
+            offset = spool.write(TASK, offset, payload[offset : offset + step])
+        sealed = spool.seal(TASK)
+        assert (sealed.fault, sealed.norm is None) == (fault, bool(fault))
+        assert sealed.digest == model_file.digest(payload)
+        spool.delete((TASK,))
+
+
+@pytest.mark.parametrize("step", [7, 65536])
 def test_bytes_that_are_no_payload_are_a_fault(spool: Spool, step: int) -> None:
     """They arrive like any others, and are sealed; then it is said what is wrong with them."""
     x = np.where(np.arange(X.size) % 50 == 0, X, np.float32(0))

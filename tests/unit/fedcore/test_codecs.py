@@ -1,10 +1,11 @@
 """The contract of `fedmq.fedcore.codecs`: names and sizes."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmq.fedcore import codecs
+from fedmq.fedcore import codecs, kernels
 
 lengths = st.integers(0, 5000) | st.integers(0, 2**40)
 
@@ -58,6 +59,33 @@ def test_the_size_of_a_topk_payload_has_bounds() -> None:
     for ask in (codecs.payload_size, codecs.element_count):
         with pytest.raises(ValueError, match="how many bytes a topk payload takes depends on what it holds"):
             ask("topk", 3)
+
+
+@given(st.integers(1, 40_000), st.integers(0, 2**32 - 1), st.floats(0, 1), st.booleans())
+def test_what_holds_few_enough_values_is_small_enough(n: int, seed: int, share: float, spread: bool) -> None:
+    """However they lie: at random, or as far from each other as they go, in the gaps that take most bytes."""
+    x = np.zeros(n, np.float32)
+    x[:: max(round(1 / max(share, 1e-4)), 1)] = 1
+    if not spread:
+        np.random.default_rng(seed).shuffle(x)
+    held = int(np.count_nonzero(x))
+    payload = memoryview(kernels.encode(x, "topk"))
+    for most in (held, held + 1, n):
+        least, largest = codecs.size_range("topk", n, most)
+        assert least <= len(payload) <= largest <= codecs.size_range("topk", n)[1]
+        assert codecs.topk_excess(payload, most) == ""
+    if held:
+        reason = f"payload: holds {held} values, at most {held - 1} were asked for"
+        assert codecs.topk_excess(payload, held - 1) == reason
+
+
+def test_the_bound_on_a_size_is_reached() -> None:
+    """Where all gaps but one take two bytes, and where none does."""
+    x = np.zeros(129 * 100 + 1, np.float32)
+    x[128::129] = 1
+    assert len(kernels.encode(x, "topk")) == codecs.size_range("topk", x.size, 100)[1]
+    assert len(kernels.encode(np.ones(100, np.float32), "topk")) == codecs.size_range("topk", 100, 100)[1]
+    assert codecs.size_range("topk", 100, 200) == codecs.size_range("topk", 100)
 
 
 def test_a_negative_number_of_values_is_refused() -> None:

@@ -200,6 +200,11 @@ class TestErrors:
                 'mode.buffer is 10; with optimizer.kind "fedasync" it must be 1: each update makes a version',
             ),
             (
+                "[optimizer]\nkind = 'fedasync'\n[mode]\nbuffer = 1\n[model]\ndownlink = 'f16'",
+                'model.downlink is "f16"; with optimizer.kind "fedasync" it must be "f32": it would mix in what a '
+                "model lost on its way to a worker",
+            ),
+            (
                 "[optimizer]\nkind = 'fedasync'\n[mode]\nkind = 'sync'",
                 'mode.kind is "sync"; with optimizer.kind "fedasync" it must be "async": it mixes in one update after '
                 "the other, and a round is of many",
@@ -317,6 +322,21 @@ class TestPrivacy:
         """A file that contradicts it is refused by the name of the key."""
         changed = PRIVATE | {table: {**PRIVATE.get(table, {}), key: value}}
         assert error(changed).startswith(f"{table}.{key} is ")
+
+
+class TestDownlink:
+    @pytest.mark.parametrize("encoding", ["f16", "bf16"])
+    def test_what_workers_train_from_may_not_change(self, encoding: str) -> None:
+        """The versions before and after would not be one run; a folder of before there was a choice is one of f32."""
+        before, after = (config.parse({"model": {"downlink": e}}) for e in ("f32", encoding))
+        allowed, refused = config.changes(before, after)
+        assert not allowed
+        assert [str(change) for change in refused] == [f'model.downlink: "f32" -> "{encoding}"']
+        assert config.fingerprint(before) == config.fingerprint(config.parse("")) != config.fingerprint(after)
+
+    def test_an_encoding_of_updates_is_none_of_models(self) -> None:
+        """Blocks of scaled steps, or the largest values alone, are no model to train from."""
+        assert error({"model": {"downlink": "i8"}}).startswith("model.downlink")
 
 
 class TestFedAsync:

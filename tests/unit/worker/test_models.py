@@ -1,12 +1,17 @@
 """The model cache: files that grow at their end, and are trusted only after they were read."""
 
 import os
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xxhash
 
-from fedmq.fedcore.errors import ModelError
+from fedmq.fedcore import model_file
+from fedmq.fedcore.encoded_model import encoded
+from fedmq.fedcore.errors import ModelError, StateError
+from fedmq.fedcore.layout import Layout
 from fedmq.worker.models import ModelCache
 
 FILE = os.urandom(5000)
@@ -82,3 +87,64 @@ def test_strangers_are_cleared_away_and_the_oldest_comes_first(tmp_path: Path) -
         os.utime(tmp_path / f"{(bytes([i]) * 16).hex()}.safetensors", ns=(i, i))
     assert list(cache.lengths()) == [bytes([i]) * 16 for i in (1, 2, 3)]
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def a_model() -> tuple[bytes, bytes]:
+    """A version's file, and what it is as halves."""
+    tensors = {"w": np.linspace(-1, 1, 5001, dtype=np.float32), "steps": np.array(7)}
+    file = b"".join(bytes(chunk) for chunk in model_file.from_arrays(tensors).chunks)
+    return file, b"".join(bytes(chunk) for chunk in encoded(file, Layout.from_file_prefix(file), "f16"))
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["in memory", "mapped"])
+def test_a_model_that_came_as_halves_is_opened_as_what_they_stand_for(tmp_path: Path, small: bool) -> None:
+    """A model file like any other; the file that came stays as it is, and the other has no name and no copy."""
+    file, came = a_model()
+    digest = xxhash.xxh3_128_digest(came)
+    cache = ModelCache(tmp_path)
+    if small:
+        cache.keep(digest, memoryview(came))
+    else:
+        cache.append(digest, 0, memoryview(came))
+    opened = cache.open(digest, "f16")
+    assert opened.readonly
+    layout = Layout.from_file_prefix(opened, len(opened))
+    assert layout == Layout.from_file_prefix(file, len(file))
+    assert np.array_equal(layout.flat(opened), layout.flat(file).astype(np.float16).astype(np.float32))
+    assert cache.open(digest, "f16") is opened
+    assert cache.open(digest) == came
+    assert len(list(tmp_path.iterdir())) == (0 if small else 1)
+    cache.delete(digest)
+    assert layout.flat(opened)[0] == -1
+    with pytest.raises(ModelError, match="not in the cache"):
+        cache.open(digest, "f16")
+
+
+def test_halves_are_verified_before_they_are_read(tmp_path: Path) -> None:
+    """The digest is that of what came; what it is not is not decoded, nor is what is no model."""
+    _, came = a_model()
+    cache = ModelCache(tmp_path)
+    cache.append(DIGEST, 0, memoryview(came))
+    with pytest.raises(ModelError, match="not what its digest says"):
+        cache.open(DIGEST, "f16")
+    cut = xxhash.xxh3_128_digest(came[:-1])
+    cache.append(cut, 0, memoryview(came[:-1]))
+    with pytest.raises(ModelError, match="expected"):
+        cache.open(cut, "f16")
+
+
+def test_no_room_for_the_decoded_model_is_not_the_models_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be fetched again for nothing."""
+    _, came = a_model()
+    digest = xxhash.xxh3_128_digest(came)
+    cache = ModelCache(tmp_path)
+    cache.append(digest, 0, memoryview(came))
+
+    def refuses(**_: object) -> object:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuses)
+    with pytest.raises(StateError, match="No space left on device"):
+        cache.open(digest, "f16")

@@ -11,6 +11,7 @@ import pytest
 import xxhash
 
 from fedmq.fedcore import kernels, model_file, wire
+from fedmq.fedcore.encoded_model import encoded
 from fedmq.fedcore.errors import BudgetExhausted, ClientAppError
 from fedmq.fedcore.layout import Layout
 from fedmq.worker.client import Evaluation, Fit, TaskContext, Weights
@@ -98,6 +99,30 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Callable[..., Bench]:
     return lambda fit=None, **more: Bench(tmp_path, App(fit), **more)
+
+
+def test_the_base_is_the_model_as_it_came(bench: Callable[..., Bench]) -> None:
+    """Where that was halves, the app gets what they stand for, and the delta is taken from that."""
+    seen: list[Weights] = []
+
+    def fit(weights: Weights, task: TaskContext) -> Fit:
+        seen.append({name: array.copy() for name, array in weights.items()})
+        weights["w"] += np.float32(0.3)
+        return Fit(weights, 10)
+
+    weights = BASE | {"w": np.full((3, 4), 0.1, np.float32)}
+    b = bench(fit, weights=weights)
+    came = b"".join(bytes(chunk) for chunk in encoded(b.file, b.layout, "f16"))
+    digest = xxhash.xxh3_128_digest(came)
+    b.models.append(digest, 0, memoryview(came))
+    stored = b.run(b.task(size=len(came), digest=digest, model="f16"))
+    assert isinstance(stored, Stored)
+    base = np.float32(np.float16(0.1))
+    assert np.array_equal(seen[0]["w"], np.full((3, 4), base))
+    assert seen[0]["steps"] == 7
+    delta = kernels.decode(b.outbox.read(b"t", 0, stored.entry.size), "f32", 13)
+    moved = (base + np.float32(0.3)) - base
+    assert np.array_equal(np.sort(delta), np.array([0] + [moved] * 12, np.float32))
 
 
 def test_a_fit_becomes_an_update_in_the_outbox(bench: Callable[..., Bench]) -> None:

@@ -506,6 +506,51 @@ def test_a_task_is_fetched_started_and_offered() -> None:
     assert Moment.UPDATE_ACCEPTED in driver.moments()
 
 
+def test_a_model_in_fewer_bytes_is_fetched_as_what_its_task_says() -> None:
+    """HELLO says what is read, FETCH names it, and only a BLOCK that names it as well is taken."""
+    driver = Driver()
+    hello = next(m for m in (driver.tell(Start(), Opened()), driver.sent())[1] if isinstance(m, wire.Hello))
+    assert hello.models == ("f32", "f16", "bf16")
+    driver.get(welcome())
+    driver.get(a_task(model="f16"))
+    assert driver.sent() == [wire.Fetch(version=7, offset=0, length=5000, model="f16")]
+    driver.block(0, 5000)
+    assert not driver.of(StoreBlock)
+    driver.tell(Received(wire.Block(version=7, offset=0, model="f16"), memoryview(bytes(5000))))
+    assert [type(a) for a in driver.actions if not isinstance(a, Notify)] == [StoreBlock, StartApp]
+    assert driver.of(StartApp)[0].task.model == "f16"
+
+
+def test_it_goes_on_where_it_was_in_the_next_session() -> None:
+    """The encoded file has the same bytes from every life of a broker."""
+    driver = Driver().open(block=BLOCK)
+    driver.get(a_task(size=2 * BLOCK, model="f16"))
+    driver.tell(Received(wire.Block(version=7, offset=0, model="f16"), memoryview(bytes(BLOCK))))
+    driver.tell(Lost())
+    driver.tell(Opened(), Received(welcome(block=BLOCK)))
+    fetches = [m for m in driver.sent() if isinstance(m, wire.Fetch)]
+    assert fetches == [wire.Fetch(version=7, offset=BLOCK, length=BLOCK, model="f16")]
+
+
+def test_one_version_may_come_as_two_files() -> None:
+    """As when a broker was started anew on another config: each by its own digest, and neither into the other."""
+    driver = Driver().open()
+    driver.get(a_task("one", model="f16", size=3000), a_task("two", seq=2, digest=b"f" * 16))
+    driver.tell(Received(wire.Block(version=7, offset=0), memoryview(bytes(5000))))
+    assert [a.digest for a in driver.of(StoreBlock)] == [b"f" * 16]
+    driver.tell(Received(wire.Block(version=7, offset=0, model="f16"), memoryview(bytes(3000))))
+    assert [a.digest for a in driver.of(StoreBlock)] == [DIGEST]
+
+
+def test_a_model_in_an_unknown_encoding_is_refused() -> None:
+    """A broker may only name what HELLO did."""
+    driver = Driver().open()
+    driver.get(a_task(model="f8"))
+    (fail,) = [m for m in driver.sent() if isinstance(m, wire.Fail)]
+    assert fail.reason == "this worker does not read models as f8"
+    assert not [m for m in driver.sent() if isinstance(m, wire.Fetch)]
+
+
 def test_the_next_model_is_fetched_while_one_trains() -> None:
     """With two slots the second task waits with its model, and starts when the first is done."""
     driver = Driver().open()
