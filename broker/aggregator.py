@@ -10,8 +10,8 @@ Rules that hold here:
 - A `FoldJob` says all that there is to know. The same job gives the same bytes, whatever the order of its
   rows, the size of a tile, the number of threads, the kernels' backend, and however often it is folded
   again after a crash.
-- Memory is a few tiles, whatever the rule. Payloads, the previous version and the optimizer's state are read
-  through maps; the next files are written as they come.
+- Memory is a tile for each thread, whatever the rule. Payloads, the previous version and the optimizer's state are
+  read through maps; the next files are written as they come (`tiles`).
 - FedAsync mixes in the model that its one update was trained from: that version's file is kept for it (`Config.reach`).
 - Nothing is visible until everything is durable (`VersionWriter.commit`); the journal names it afterwards.
 - Under privacy an update that is not finite counts as zero and keeps its slot: who is in a buffer must not
@@ -21,8 +21,7 @@ Rules that hold here:
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple, Self
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -34,7 +33,7 @@ from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.layout import Flat
 from fedmq.fedcore.privacy.mechanisms import Mechanism, WorkerLevel, frozen_digest, noise_key
 from fedmq.fedcore.strategy import optimizers, robust
-from fedmq.fedcore.strategy.combination import Combination, Mixture
+from fedmq.fedcore.strategy.combination import Combination, Coordinates, Mixture
 from fedmq.fedcore.strategy.rules import Share, Weighting, denominator
 
 from .events import Folded
@@ -43,11 +42,13 @@ from .rows import AcceptRow, VersionInfo
 from .store.refusals import patiently
 from .store.spool import Spool
 from .store.versions import VersionStore, VersionWriter
+from .tiles import HANDS, Finish, Work, in_turns
 
 __all__ = ["TILE", "FoldJob", "Release", "fold", "plan_fold"]
 
-TILE: Final = 1 << 19
-"""Elements that are folded at a time; a multiple of 16 Ki, so that no tile cuts a block of noise or norm."""
+TILE: Final = 1 << 17
+"""Elements that a thread folds at a time; a multiple of 16 Ki, so that no tile cuts a block of noise or norm. The sums
+of so many are a MiB, which stays near the core that adds to them."""
 
 PREVIOUS: Final = "center"
 """The slot, beside the optimizer's, in which the combined update is kept for a rule that is seeded with it."""
@@ -213,35 +214,49 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
     step = _step(job, optimizer, versions, divisor)
     kept = (*optimizer.slots, PREVIOUS) if rule.seeded else optimizer.slots
     norm = kernels.Norm("f32")
-    # Two of each: one tile is written, which takes time but no arithmetic, while the next one is folded.
-    tiles = [_Tile.empty(min(tile, layout.n), optimizer.slots) for _ in range(2)]
-    with versions.writer(version, kept) as writer, ThreadPoolExecutor(1, "fold-writer") as behind:
+    # A rule of the user's own need not bear two calls at once.
+    hands = (
+        1 if isinstance(combination, Coordinates) else min(job.threads or kernels.info()["threads"], HANDS)
+    )
+    threads = job.threads if hands == 1 else 1
+
+    with versions.writer(version, kept, size=len(file), n=layout.n) as writer:
+
+        def hand() -> Work:
+            """What folds a tile, and then has its files written."""
+            mine = buffer.hand(threads)
+            delta, params, *state = (
+                np.empty(min(tile, layout.n), np.float32) for _ in range(2 + len(states))
+            )
+
+            def work(at: slice) -> Finish:
+                n = at.stop - at.start
+                d, w, moments = delta[:n], params[:n], [array[:n] for array in state]
+                if combination is None:
+                    _release(job, mine, at.start, at.stop, d)
+                else:
+                    mine.combine(combination, frac_bits, at.start, at.stop, d)
+                np.copyto(w, base[at])
+                for array, before in zip(moments, states.values(), strict=True):
+                    np.copyto(array, before[at])
+                step(w, moments, d, at, threads)
+                # The squares of all float32s together are a finite float64.
+                if not math.isfinite(kernels.sum_squares(w, threads=threads)):
+                    raise StateError(
+                        f"version {version} would not be finite: the federation has diverged; start again with a "
+                        "smaller optimizer.lr or aggregate.max_update_norm"
+                    )
+                return lambda: finish(w, (*moments, d))
+
+            return work
+
+        def finish(params: Flat, vectors: Sequence[Flat]) -> None:
+            norm.update(vectors[-1].data)
+            _write(writer, kept, params, vectors)
+
         writer.model(file[: layout.data_start])
-        written: Future[None] | None = None
-        for i, start in enumerate(range(0, layout.n, tile)):
-            stop = min(start + tile, layout.n)
-            d, params, state = tiles[i % 2].first(stop - start)
-            if combination is None:
-                _release(job, buffer, start, stop, d)
-            else:
-                buffer.combine(combination, frac_bits, start, stop, d)
-            norm.update(d.data)
-            np.copyto(params, base[start:stop])
-            for slot, array in zip(optimizer.slots, state, strict=True):
-                np.copyto(array, states[slot][start:stop])
-            step(params, state, d, slice(start, stop))
-            # The squares of all float32s together are a finite float64.
-            if not math.isfinite(kernels.sum_squares(params, threads=job.threads)):
-                raise StateError(
-                    f"version {version} would not be finite: the federation has diverged; start again with a "
-                    "smaller optimizer.lr or aggregate.max_update_norm"
-                )
-            if written is not None:
-                written.result()
-            if stop < layout.n:
-                written = behind.submit(_write, writer, kept, params, (*state, d))
-            else:  # nothing is folded meanwhile: a small model needs no thread
-                _write(writer, kept, params, (*state, d))
+        starts = range(0, layout.n, tile)
+        in_turns([slice(start, min(start + tile, layout.n)) for start in starts], hand, hands)
         writer.model(file[layout.data_start + 4 * layout.n :])
         made = writer.commit()
     # What this fold built on is committed, so nothing will fold onto an older version again.
@@ -272,35 +287,18 @@ def _step(
     optimizer: optimizers.ServerOptimizer | optimizers.Mixing,
     versions: VersionStore,
     divisor: float | None,
-) -> Callable[[Flat, Sequence[Flat], Flat, slice], None]:
-    """What moves a tile of the model: called with it, its state, the combined update and where it lies."""
+) -> Callable[[Flat, Sequence[Flat], Flat, slice, int | None], None]:
+    """What moves a tile of the model: called with it, its state, the combined update, where it lies, and threads."""
     if isinstance(optimizer, optimizers.Mixing):
         (row,) = job.rows
         assert divisor is not None
         origin = versions.layout(row.base).flat(patiently(lambda: versions.file(row.base)))
         share = row.weight / divisor
-        return lambda params, state, d, at: optimizer.apply(params, d, origin[at], share=share)
+        return lambda params, state, d, at, threads: optimizer.apply(params, d, origin[at], share=share)
     tau_max = max((row.tau for row in job.rows), default=0)
-    return lambda params, state, d, at: optimizer.apply(
-        params, state, d, step=job.base.version + 1, tau_max=tau_max, threads=job.threads
+    return lambda params, state, d, at, threads: optimizer.apply(
+        params, state, d, step=job.base.version + 1, tau_max=tau_max, threads=threads
     )
-
-
-class _Tile(NamedTuple):
-    """A tile on its way from the buffer to the files."""
-
-    delta: Flat
-    params: Flat
-    state: list[Flat]
-    """Of the optimizer, in the order of its slots."""
-
-    @classmethod
-    def empty(cls, n: int, slots: Sequence[str]) -> Self:
-        delta, params, *state = (np.empty(n, np.float32) for _ in range(2 + len(slots)))
-        return cls(delta, params, state)
-
-    def first(self, n: int) -> "_Tile":
-        return _Tile(self.delta[:n], self.params[:n], [array[:n] for array in self.state])
 
 
 def _write(writer: VersionWriter, kept: Sequence[str], params: Flat, vectors: Sequence[Flat]) -> None:

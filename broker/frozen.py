@@ -9,9 +9,10 @@ Rules that hold here:
   of a piece or of a fold's tile nor threads show in it.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,13 @@ class FrozenBuffer:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def hand(self, threads: int | None) -> Self:
+        """The same buffer for another thread: its sums are its own, and what is mapped is everybody's."""
+        mine = copy.copy(self)
+        mine._threads = threads
+        mine._total, mine._total_of = None, (0, 0)
+        return mine
 
     def sq_distances(self) -> NDArray[np.float64]:
         """‖uᵢ − uⱼ‖² of all pairs."""

@@ -7,7 +7,7 @@ What is measured, and how:
 - Everything is in the page cache, as payloads are that have just arrived.
 - The roofline is `read4`: the same mapped payloads, read four at a time, and nothing done with them. It takes turns
   with the folds in one process. The share is of its rate: what is written counts as time and not as bytes.
-- Processor time is that of the whole process during a fold: of the kernels' threads, the one that writes, and Python's.
+- Processor time is that of the whole process during a fold: of all its threads, and of the system for them.
 """
 
 import statistics

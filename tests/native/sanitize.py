@@ -31,6 +31,8 @@ _OPTIONS: Final = {
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     # A forked child of a process with threads is what test_pool.py is about.
     "TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0",
+    # The locks of numpy's BLAS are its own, and not seen: what its threads hand over looks like a race.
+    "OPENBLAS_NUM_THREADS": "1",
     "PYTHONMALLOC": "malloc",
     "FEDMQ_KERNELS": "native",
     "FEDMQ_REQUIRE_NATIVE": "1",

@@ -1,5 +1,6 @@
 """The version store: files that are whole, durable before they are named, and read without a copy."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,42 @@ def test_state_goes_with_its_version_or_before(store: VersionStore, tmp_path: Pa
     store.delete([3])
     assert store.versions() == (1, 2)
     assert names(tmp_path) == ["v00000001.safetensors", "v00000002.safetensors"]
+
+
+def test_a_full_disk_shows_before_anything_is_written(
+    store: VersionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where sizes are known the space is taken first: what does not fit fails at once, and leaves nothing."""
+    asked: list[int] = []
+
+    def refuse(descriptor: int, offset: int, size: int) -> None:
+        asked.append(offset + size)
+        if len(asked) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(StateError, match="the disk is full"):
+        store.writer(1, ("m",), size=len(FILE), n=100)
+    assert asked == [400, len(FILE)]
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_space_that_was_taken_shows_in_no_byte(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    """The file is what was written into it, also where a file system cannot take space beforehand."""
+    if not able:
+
+        def refuse(*_: int) -> None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with store.writer(1, size=len(FILE)) as writer:
+        writer.model(FILE[:70])
+        writer.model(FILE[70:])
+        writer.commit()
+    assert store.path(1).read_bytes() == FILE
 
 
 def test_what_is_not_committed_leaves_nothing(store: VersionStore, tmp_path: Path) -> None:
