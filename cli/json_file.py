@@ -1,4 +1,7 @@
-"""The ``--json FILE`` option of commands that measure: checked before minutes of work, written after them."""
+"""The ``--json FILE`` option of commands that measure: checked before minutes of work, written after them.
+
+Those that work for longer write what they have as they go.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,6 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from fedmq.fedcore.errors import ConfigError
+
+__all__ = ["check_writable", "json_option", "keep_json", "write_json"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -46,15 +51,44 @@ def write_json(document: Mapping[str, Any], json_file: Path | None) -> bool:
     return False
 
 
+def keep_json(document: Callable[[], Mapping[str, Any]], json_file: Path | None) -> Callable[[], None]:
+    """What writes the figures so far, so that whoever ends long work without a word loses no more than the last.
+
+    Parameters
+    ----------
+    document : callable
+        Makes what there is by now.
+    json_file : path or None
+        With stdout, or without a file, nothing is written before the end.
+    """
+
+    def keep() -> None:
+        if json_file is not None and str(json_file) != "-":
+            write_json(document(), json_file)
+
+    return keep
+
+
+def check_writable(file: Path) -> None:
+    """Refuse before minutes of work what could not be written after them; leaves nothing behind.
+
+    Raises
+    ------
+    ConfigError
+        When the file cannot be written.
+    """
+    existed = file.exists()
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise _unwritable(file, error) from error
+    if not existed:
+        file.unlink()
+
+
 def _writable(ctx: click.Context, param: click.Parameter, json_file: Path | None) -> Path | None:
     if json_file is not None and str(json_file) != "-":
-        existed = json_file.exists()
-        try:
-            json_file.open("ab").close()
-        except OSError as error:
-            raise _unwritable(json_file, error) from error
-        if not existed:
-            json_file.unlink()
+        check_writable(json_file)
     return json_file
 
 

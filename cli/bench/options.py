@@ -47,6 +47,16 @@ validation_option = click.option(
 )
 
 
+from_option = click.option(
+    "--from",
+    "earlier",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    multiple=True,
+    metavar="FILE",
+    help="What an earlier run wrote there with --json is not measured again; may be given several times.",
+)
+
+
 def plot_option(what: str) -> Decorator[Any]:
     """`--plot FILE.png`: also draw `what`."""
     return click.option(

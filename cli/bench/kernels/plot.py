@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fedmq.fedcore.errors import ConfigError
 
+from ...json_file import check_writable
 from .calls import ONE_UPDATE
 from .contest import Result
 
@@ -34,7 +35,7 @@ def check(path: Path | None) -> None:
     Raises
     ------
     ConfigError
-        Without matplotlib, for another kind of file, or a folder that is not there.
+        Without matplotlib, for another kind of file, a folder that is not there, or what cannot be written.
     """
     if path is None:
         return
@@ -44,6 +45,7 @@ def check(path: Path | None) -> None:
         raise ConfigError(f"--plot must end in .png, .svg or .pdf, not {path.name!r}")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--plot: there is no folder {path.absolute().parent}")
+    check_writable(path)
 
 
 def draw(found: "Found", path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from ...json_file import json_option, write_json
+from ...json_file import json_option, keep_json, write_json
 from ...logs import log_options
-from ..options import data_dir_option, only_option, plot_option, seeds_option, validation_option
+from ..options import data_dir_option, from_option, only_option, plot_option, seeds_option, validation_option
 
 KINDS = ("network", "once", "each", "worker")
 
@@ -48,8 +48,9 @@ def _epsilons(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 )
 @data_dir_option
 @validation_option
+@from_option
 @json_option
-@plot_option("accuracy over epsilon")
+@plot_option("accuracy over epsilon, and over the number of workers")
 @log_options
 def privacy(
     kinds: tuple[str, ...],
@@ -59,6 +60,7 @@ def privacy(
     cache: Path | None,
     data_dir: Path | None,
     validation: bool,
+    earlier: tuple[Path, ...],
     json_file: Path | None,
     plot: Path | None,
 ) -> None:
@@ -70,12 +72,13 @@ def privacy(
     network  784-32-10 on pixels: in one place, federated, and with the noise drawn once
     once     a linear model on scattering features, the noise drawn once by the broker
     each     the same, every worker drawing its own
-    worker   softmax regression where all images of a worker are hidden together: with 10, 100
-             and 1,000 workers
+    worker   softmax regression where all images of a worker are hidden together: with 10 to
+             3,000 workers, since it takes many
 
     Epsilon is what the accountant says of the mechanism that runs: privacy-loss distributions for Poisson-sampled
     steps, the exact formula where nothing is sampled. It takes about a quarter of an hour, a minute of it for
-    the features, and 4 GB of memory. Ctrl-C shows what there is.
+    the features, and 4 GB of memory. Ctrl-C shows what there is. --json is written as it goes, and --from goes on
+    from there.
 
     \b
     Example:
@@ -83,6 +86,7 @@ def privacy(
       fedmq bench privacy --quick
       fedmq bench privacy --only once --epsilon 3 --cache /var/tmp
       fedmq bench privacy --json privacy.json --plot privacy.png
+      fedmq bench privacy --from privacy.json --plot again.png
     """
     import msgspec
 
@@ -94,8 +98,9 @@ def privacy(
     from ..strategies import settings as federations
     from ..strategies.measure import images
     from . import plot as curves
+    from .earlier import recall
     from .measure import measure
-    from .report import Run, document, lines
+    from .report import Run, document, facts, lines
     from .settings import FULL, QUICK
 
     picture.check(plot)
@@ -113,10 +118,20 @@ def privacy(
         data=f"{dataset.name}, {len(dataset.train):,} images",
         measured_on=f"{len(dataset.test):,} {'validation' if validation else 'test'} images",
     )
+    known = recall(earlier, facts(run))
     interrupted = False
     with leave_on_signals(), view() as shown:
         try:
-            measure(run, kinds, dataset, plain, cache=cache, shown=shown)
+            measure(
+                run,
+                kinds,
+                dataset,
+                plain,
+                cache=cache,
+                shown=shown,
+                earlier=known,
+                keep=keep_json(lambda: document(run), json_file),
+            )
         except KeyboardInterrupt:
             interrupted = True
     if not write_json(document(run), json_file):

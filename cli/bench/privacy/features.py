@@ -90,14 +90,18 @@ def _kept(shard: Shard, cache: Path | None, done: Callable[[int], None]) -> Feat
         kept: Features = np.load(file)
         done(len(shard))
         return kept
-    found = _computed(shard.x, done)
     new = file.with_suffix(".new")
     try:
-        with new.open("wb") as out:
+        with new.open(
+            "wb"
+        ) as out:  # before a minute of work, so that a folder that takes none is told of now
+            found = _computed(shard.x, done)
             np.save(out, found)
         new.replace(file)
     except OSError as error:
         raise ConfigError(f"--cache {cache}: cannot be written: {error.strerror}") from error
+    finally:
+        new.unlink(missing_ok=True)
     return found
 
 

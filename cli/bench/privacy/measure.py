@@ -1,7 +1,8 @@
 """All arms of a run, one after the other: the features of 70,000 images are held once."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from ...demo.data import Dataset
@@ -29,6 +30,8 @@ def measure(
     *,
     cache: Path | None,
     shown: View,
+    earlier: Mapping[arms.Arm, arms.Found] = MappingProxyType({}),
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the arms of some kinds, and put what they come to into `run`.
 
@@ -45,11 +48,18 @@ def measure(
     cache : path or None
         Where features are kept.
     shown : View
+    earlier : mapping
+        What is there already, and is not run again.
+    keep : callable
+        Called after each arm.
     """
     wanted = {kind for name in kinds for kind in _KINDS[name]}
     features: Dataset | None = None
     for arm in arms.arms(run.setting):
         if arm.kind not in wanted:
+            continue
+        if arm in earlier:
+            run.found.append(earlier[arm])
             continue
         if arm.kind in arms.FEATURED and features is None:
             with shown.arm("features") as show:
@@ -61,7 +71,8 @@ def measure(
                     ),
                 )
         note = "no privacy" if arm.epsilon is None else f"epsilon {arm.epsilon:g}"
-        with shown.arm(f"{TITLES[arm.kind]}, {note}") as show:
+        name = TITLES[arm.kind] + (f", {arm.workers:,} workers" if arm.kind == "worker" else "")
+        with shown.arm(f"{name}, {note}") as show:
             images = features if arm.kind in arms.FEATURED and features is not None else dataset
             run.found.append(
                 arms.run(
@@ -75,3 +86,4 @@ def measure(
                     ),
                 )
             )
+            keep()

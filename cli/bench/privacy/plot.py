@@ -1,65 +1,104 @@
-"""The picture of what privacy cost: accuracy over ε, record-level on the left and crowds on the right."""
+"""The picture of what privacy cost: accuracy over ε at record level, over the number of workers at worker level.
+
+Error bars are from the worst seed to the best. Legends stand below the panels, not in them.
+"""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from .arms import Found
 from .report import TITLES, Run
+from .settings import DELTA
 
 __all__ = ["draw"]
 
+_DPI: Final = 120
+_COLOURS: Final = ("#1b6ca8", "#d1603d", "#3a8f5c", "#7a5195", "#c9a227", "#444444")
+
 
 def draw(run: Run, path: Path) -> None:
-    """Write the picture: lines are arms with privacy, dotted ones what the same has without."""
+    """Write the picture: a panel for each level that there are arms of; dotted is without privacy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    records = [each for each in run.found if each.arm.kind != "worker"]
+    crowds = [each for each in run.found if each.arm.kind == "worker"]
+    panels = [(panel, found) for panel, found in ((_record_level, records), (_worker_level, crowds)) if found]
+    figure = Figure(figsize=(6.0 * len(panels), 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    records, crowds = figure.subplots(1, 2)
-    for axis, worker_level in ((records, False), (crowds, True)):
-        _panel(axis, run, worker_level=worker_level)
-    records.set_title("record-level: one image more or less", fontsize=10)
-    crowds.set_title("worker-level: all of one worker's images", fontsize=10)
-    figure.suptitle(f"What privacy costs: {run.data}", fontsize=11)
-    figure.savefig(path, dpi=110)
-
-
-def _panel(axis: Any, run: Run, *, worker_level: bool) -> None:
-    series: dict[str, list[tuple[float, list[float]]]] = {}
-    free: dict[str, float] = {}
-    for each in run.found:
-        arm = each.arm
-        if (arm.kind == "worker") != worker_level:
-            continue
-        name = f"{arm.workers:,} workers" if worker_level else TITLES[arm.kind]
-        if arm.epsilon is None:
-            free[name] = 100 * each.median
-        else:
-            series.setdefault(name, []).append((arm.epsilon, [100 * one for one in each.accuracies]))
-    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys([*series, *free]))}
-    for name, points in series.items():
-        points.sort()
-        middles = [statistics.median(values) for _, values in points]
-        below = [middle - min(values) for middle, (_, values) in zip(middles, points, strict=True)]
-        above = [max(values) - middle for middle, (_, values) in zip(middles, points, strict=True)]
-        axis.errorbar(
-            [epsilon for epsilon, _ in points],
-            middles,
-            yerr=[below, above],
-            marker="o",
-            capsize=3,
-            color=colours[name],
-            label=name,
+    parts = figure.subfigures(1, len(panels), squeeze=False).ravel()
+    for part, (panel, found) in zip(parts, panels, strict=True):
+        axis = part.subplots()
+        panel(axis, found)
+        axis.set_ylabel("accuracy, %", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+        part.legend(
+            *axis.get_legend_handles_labels(),
+            fontsize=8,
+            loc="outside lower center",
+            ncols=2,
+            columnspacing=1.0,
         )
-    for name, accuracy in free.items():
-        label = None if name in series else f"{name}, no privacy"
-        axis.axhline(accuracy, color=colours[name], linestyle=":", linewidth=1, label=label)
+    figure.suptitle(f"{run.data}, measured on {run.measured_on}, δ = {DELTA:g}", fontsize=10)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _record_level(axis: Any, found: Sequence[Found]) -> None:
+    """A line for each model with privacy, a dotted one across for each without."""
+    models = list(dict.fromkeys(TITLES[each.arm.kind] for each in found))
+    for name, colour in zip(models, _COLOURS, strict=False):
+        ours = [each for each in found if TITLES[each.arm.kind] == name]
+        _line(axis, [(each.arm.epsilon, each) for each in ours if each.arm.epsilon is not None], name, colour)
+        for each in (one for one in ours if one.arm.epsilon is None):
+            axis.axhline(100 * each.median, color=colour, linestyle=":", label=f"{name}, no privacy")
+    _logarithmic(axis, [each.arm.epsilon for each in found if each.arm.epsilon is not None])
+    axis.set_xlabel("ε of each image", fontsize=9)
+    axis.set_title("record-level: one image more or less", fontsize=9)
+
+
+def _worker_level(axis: Any, found: Sequence[Found]) -> None:
+    """A line for each ε, the strictest one last."""
+    epsilons = sorted({each.arm.epsilon or float("inf") for each in found}, reverse=True)
+    for epsilon, colour in zip(epsilons, reversed(_COLOURS), strict=False):
+        free = epsilon == float("inf")
+        points = [(each.arm.workers, each) for each in found if (each.arm.epsilon or float("inf")) == epsilon]
+        _line(axis, points, "no privacy" if free else f"ε = {epsilon:g}", colour, dotted=free)
+    _logarithmic(axis, [each.arm.workers for each in found])
+    axis.set_xlabel("workers, who share the same images", fontsize=9)
+    axis.set_title("worker-level: all images of one worker more or less", fontsize=9)
+
+
+def _line(
+    axis: Any, points: Sequence[tuple[float, Found]], label: str, colour: str, *, dotted: bool = False
+) -> None:
+    """Medians, with the range of the seeds."""
+    if not points:
+        return
+    points = sorted(points, key=lambda point: point[0])
+    seeds = [[100 * accuracy for accuracy in each.accuracies] for _, each in points]
+    middles = [statistics.median(values) for values in seeds]
+    axis.errorbar(
+        [place for place, _ in points],
+        middles,
+        yerr=[
+            [middle - min(values) for middle, values in zip(middles, seeds, strict=True)],
+            [max(values) - middle for middle, values in zip(middles, seeds, strict=True)],
+        ],
+        marker="o",
+        markersize=4,
+        capsize=3,
+        color=colour,
+        linestyle=":" if dotted else "-",
+        label=label,
+    )
+
+
+def _logarithmic(axis: Any, places: Sequence[float]) -> None:
+    """Ticks where something was measured."""
     axis.set_xscale("log")
-    axis.set_xticks(run.setting.epsilons, [f"{epsilon:g}" for epsilon in run.setting.epsilons])
+    ticks = sorted(set(places))
+    axis.set_xticks(ticks, [f"{place:,g}" for place in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("ε", fontsize=9)
-    axis.set_ylabel("accuracy, %", fontsize=9)
-    axis.grid(alpha=0.3)
-    if series or free:
-        axis.legend(fontsize=7, loc="lower right")

@@ -8,7 +8,7 @@ import msgspec
 from .arms import Found, Kind
 from .settings import DELTA, Setting
 
-__all__ = ["TITLES", "Run", "document", "lines"]
+__all__ = ["TITLES", "Run", "document", "facts", "lines"]
 
 TITLES: Final[dict[Kind, str]] = {
     "central": "network 784-32-10, in one place",
@@ -31,14 +31,21 @@ class Run(msgspec.Struct, kw_only=True):
     found: list[Found] = []
 
 
-def document(run: Run) -> dict[str, Any]:
-    """The figures of a run."""
+def facts(run: Run) -> dict[str, Any]:
+    """What everything in a run was measured with."""
     return {
         "data": run.data,
         "measured_on": run.measured_on,
         "seeds": run.seeds,
         "delta": DELTA,
         "setting": msgspec.to_builtins(run.setting),
+    }
+
+
+def document(run: Run) -> dict[str, Any]:
+    """The figures of a run."""
+    return {
+        **facts(run),
         "arms": [
             {**msgspec.to_builtins(each), "title": TITLES[each.arm.kind], "median": each.median}
             for each in run.found

@@ -93,7 +93,8 @@ def train_crowd(
     With `adaptive` the clip norm begins with S and follows the updates; z is then what both sums cost together.
     """
     workers = setting.workers
-    crowd = [dataset.train.take(own) for own in partition(dataset.train.y, workers=workers, seed=seed)]
+    dealt = partition(dataset.train.y, workers=workers, seed=seed)
+    crowd = list(_grouped([dataset.train.take(own) for own in dealt]))
     features, classes = dataset.train.x.shape[1], dataset.classes
     flat = np.zeros((features + 1) * classes, np.float32)
     optimizer = optimizers.make(Momentum(lr=setting.lr, beta=setting.momentum))
@@ -107,7 +108,8 @@ def train_crowd(
         total = kernels.Accumulator(flat.size, frac_bits=kernels.frac_bits_for(clip_norm, workers, sigma))
         norms = [
             total.add(update, max_norm=clip_norm, truncate=True) or 0.0
-            for update in _updates(flat, crowd, classes, setting)
+            for group in crowd
+            for update in group.updates(flat.reshape(classes, -1), setting)
         ]
         key = noise_key(master, version=version, frozen=workers.to_bytes(32, "little"))
         if sigma:
@@ -120,20 +122,48 @@ def train_crowd(
     return float((logits.argmax(axis=1) == dataset.test.y).mean())
 
 
-def _updates(flat: Flat, crowd: list[Shard], classes: int, setting: WorkerLevel) -> Iterator[Flat]:
-    """Each worker's trained − base. Workers of as many images train side by side: small products are slow alone."""
-    for size in sorted({len(shard) for shard in crowd}):
-        same = [shard for shard in crowd if len(shard) == size]
+class _Group:
+    """Workers of as many images, who train side by side: small products are slow alone.
+
+    All that a step on all of a worker's images needs to know of them is each one's product with each other, since
+    what it adds to the model is a sum of images. With fewer images than pixels those products are fewer numbers.
+    """
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self._x: Flat = np.stack([shard.x for shard in shards])
+        self._y = np.stack([shard.y for shard in shards])
+        few = self._x.shape[1] < self._x.shape[2]
+        self._products: Flat | None = self._x @ self._x.swapaxes(1, 2) if few else None
+
+    def updates(self, model: Flat, setting: WorkerLevel) -> Flat:
+        """Each worker's trained − base, one row a worker."""
+        rate = np.float32(setting.local_lr / self._x.shape[1])
+        logits = _logits(model, self._x)
+        steps = np.zeros_like(logits)
+        for _ in range(setting.local_steps):
+            gap = rate * _gaps(logits, self._y)
+            steps += gap
+            logits -= self._seen(gap) + gap.sum(axis=1, keepdims=True)
+        updates: Flat = np.empty((len(self._x), *model.shape), np.float32)
+        np.matmul(-steps.swapaxes(1, 2), self._x, out=updates[..., :-1])
+        updates[..., -1] = -steps.sum(axis=1)
+        flat: Flat = updates.reshape(len(updates), -1)
+        return flat
+
+    def _seen(self, gap: Flat) -> Flat:
+        """x xᵀ gap: what a step of these weights on the images does to their logits."""
+        if self._products is not None:
+            near: Flat = self._products @ gap
+            return near
+        seen: Flat = self._x @ (self._x.swapaxes(1, 2) @ gap)
+        return seen
+
+
+def _grouped(shards: list[Shard]) -> Iterator[_Group]:
+    for size in sorted({len(shard) for shard in shards}):
+        same = [shard for shard in shards if len(shard) == size]
         for start in range(0, len(same), _TOGETHER):
-            part = same[start : start + _TOGETHER]
-            x, y = np.stack([shard.x for shard in part]), np.stack([shard.y for shard in part])
-            models = np.repeat(flat.reshape(1, classes, -1), len(part), axis=0)
-            for _ in range(setting.local_steps):
-                gap = _gaps(_logits(models, x), y)
-                gap *= np.float32(setting.local_lr / size)
-                models[..., :-1] -= gap.swapaxes(1, 2) @ x
-                models[..., -1] -= gap.sum(axis=1)
-            yield from models.reshape(len(part), -1) - flat
+            yield _Group(same[start : start + _TOGETHER])
 
 
 def _logits(models: Flat, x: Flat) -> Flat:

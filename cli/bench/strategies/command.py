@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from ...json_file import json_option, write_json
+from ...json_file import json_option, keep_json, write_json
 from ...logs import log_options
-from ..options import data_dir_option, only_option, plot_option, seeds_option, validation_option
+from ..options import data_dir_option, from_option, only_option, plot_option, seeds_option, validation_option
 from .topics import TOPICS
 
 BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -26,6 +26,7 @@ BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "V
 )
 @data_dir_option
 @validation_option
+@from_option
 @json_option
 @plot_option("accuracy over time")
 @log_options
@@ -36,6 +37,7 @@ def strategies(
     processes: int | None,
     data_dir: Path | None,
     validation: bool,
+    earlier: tuple[Path, ...],
     json_file: Path | None,
     plot: Path | None,
 ) -> None:
@@ -53,7 +55,8 @@ def strategies(
     attackers    robust rules, with two of ten workers hostile
 
     The time to an accuracy is that of the smoothed curve, the mean of five versions. The same seeds give the same
-    figures wherever the BLAS is the same. Ctrl-C shows what there is.
+    figures wherever the BLAS is the same. All of it is 174 races of three seeds, about 20 minutes of one core; Ctrl-C
+    shows what there is. --json is written as it goes, and --from goes on from there.
 
     \b
     Example:
@@ -61,6 +64,7 @@ def strategies(
       fedmq bench strategies --quick
       fedmq bench strategies --only speed,attackers --seeds 5
       fedmq bench strategies --json races.json --plot races.png
+      fedmq bench strategies --from races.json --only attackers --plot attackers.png
     """
     # Each race is one process's, and small: threads of a BLAS would only get into each other's way.
     for name in BLAS_THREADS:
@@ -69,8 +73,9 @@ def strategies(
     from ...progress import Moment, view
     from ..kernels import plot as picture
     from . import plot as curves
+    from .earlier import recall
     from .measure import Found, images, measure
-    from .report import document, lines
+    from .report import document, facts, lines
     from .settings import FULL, QUICK
 
     picture.check(plot)
@@ -82,6 +87,7 @@ def strategies(
         data=f"{dataset.name}, {len(dataset.train):,} images",
         measured_on=f"{len(dataset.test):,} {'validation' if validation else 'test'} images",
     )
+    known = recall(earlier, facts(found))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     interrupted = False
     with leave_on_signals(), view() as shown, shown.arm("strategies") as show:
@@ -91,6 +97,8 @@ def strategies(
                 topics,
                 dataset,
                 processes=processes or cores,
+                earlier=known,
+                keep=keep_json(lambda: document(found), json_file),
                 show=lambda done, of, note: show(
                     Moment(counted="race", version=done, versions=of, note=note)
                 ),

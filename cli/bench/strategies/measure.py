@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,7 @@ import numpy as np
 from ...demo import data
 from . import race
 from .central import centralized
+from .earlier import NOTHING, Earlier
 from .race import Curve, Entry
 from .settings import Setting, entries
 
@@ -38,10 +41,12 @@ class Measured(msgspec.Struct, frozen=True):
         return float(np.median([curve.final for curve in self.curves]))
 
     def crossing(self, accuracy: float) -> float | None:
-        """The median time to an accuracy; None where half of the seeds never get there."""
-        times = [race.crossing(curve, accuracy) for curve in self.curves]
-        median = float(np.median([np.inf if time is None else time for time in times]))
-        return median if np.isfinite(median) else None
+        """The median time to an accuracy, in virtual seconds; None where half of the seeds never get there."""
+        return _median([race.crossing(curve, accuracy) for curve in self.curves])
+
+    def sent(self, accuracy: float) -> float | None:
+        """The median of the bytes that all workers had sent by then."""
+        return _median([race.sent_by(curve, race.crossing(curve, accuracy)) for curve in self.curves])
 
 
 class Found(msgspec.Struct, kw_only=True):
@@ -54,6 +59,12 @@ class Found(msgspec.Struct, kw_only=True):
     central: list[float] = []
     """Accuracies of central training; empty where it was not asked for."""
     races: list[Measured] = []
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """With None for never, which is later than any time."""
+    median = float(np.median([np.inf if value is None else value for value in values]))
+    return median if np.isfinite(median) else None
 
 
 def images(
@@ -89,7 +100,14 @@ def images(
 
 
 def measure(
-    found: Found, topics: Sequence[str], dataset: data.Dataset, *, processes: int, show: Show
+    found: Found,
+    topics: Sequence[str],
+    dataset: data.Dataset,
+    *,
+    processes: int,
+    show: Show,
+    earlier: Earlier = NOTHING,
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the races of some topics and put what comes of them into `found`, entry by entry.
 
@@ -102,22 +120,38 @@ def measure(
     processes : int
         Each race is a process's own; 1 runs them here.
     show : callable
+    earlier : Earlier
+        What is there already, and is not run again.
+    keep : callable
+        Called when there is more in `found` that is whole.
     """
     setting, seeds = found.setting, range(found.seeds)
     chosen = [entry for topic in topics for entry in entries(topic, setting)]
     central = [_Job(None, seed) for seed in seeds if "accuracy" in topics]
     jobs = central + [_Job(entry, seed) for entry in chosen for seed in seeds]
-    done: dict[_Job, Any] = {}
-    curves = 0
-    for job, result in _results(jobs, setting, dataset, processes):
-        done[job] = result
-        show(len(done), len(jobs), job.title)
+    done: dict[_Job, Any] = dict(zip(central, earlier.central, strict=False))
+    for entry in chosen:
+        done.update((_Job(entry, seed), curve) for seed, curve in enumerate(earlier.curves(entry)))
+
+    def gather() -> None:
+        """Put what is whole where it is shown, in order."""
         if central and not found.central and all(each in done for each in central):
             found.central = [done[each] for each in central]
-        while curves < len(chosen) and all(_Job(chosen[curves], seed) in done for seed in seeds):
-            entry = chosen[curves]
+        for entry in chosen[len(found.races) :]:
+            if not all(_Job(entry, seed) in done for seed in seeds):
+                return
             found.races.append(Measured(entry, [done[_Job(entry, seed)] for seed in seeds]))
-            curves += 1
+
+    gather()
+    left = [job for job in jobs if job not in done]
+    with closing(_results(left, setting, dataset, processes)) as results:
+        for job, result in results:
+            done[job] = result
+            show(len(done), len(jobs), job.title)
+            whole = len(found.races), len(found.central)
+            gather()
+            if whole != (len(found.races), len(found.central)):
+                keep()
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -145,9 +179,11 @@ class _Job(msgspec.Struct, frozen=True):
         return race.run(self.entry, dataset, self.seed)
 
 
-def _results(jobs: list[_Job], setting: Setting, dataset: data.Dataset, processes: int) -> Any:
+def _results(
+    jobs: list[_Job], setting: Setting, dataset: data.Dataset, processes: int
+) -> Generator[tuple[_Job, Any], None, None]:
     """Each job with its result, as they end."""
-    if processes == 1:
+    if processes == 1 or not jobs:
         for job in jobs:
             yield job, job.run(setting, dataset)
         return
@@ -160,6 +196,11 @@ def _results(jobs: list[_Job], setting: Setting, dataset: data.Dataset, processe
             ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in ended:
                 yield waiting.pop(future), future.result()
+    except BaseException:
+        # Nobody waits for a race whose result is not wanted any more.
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -171,6 +212,9 @@ _received: tuple[Setting, data.Dataset]
 def _receive(setting: Setting, dataset: data.Dataset) -> None:
     global _received
     _received = setting, dataset
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all of a terminal; the parent ends its children
     os.nice(1)
 
 

@@ -32,7 +32,7 @@ from ...simulate.distributions import parse
 from ...simulate.engine import Simulation
 from .participants import Attack, Participants, Training
 
-__all__ = ["Curve", "Entry", "crossing", "run", "smoothed"]
+__all__ = ["Curve", "Entry", "crossing", "run", "sent_by", "smoothed"]
 
 WINDOW: Final = 5
 """Versions over which a curve is smoothed: under skewed data a single one may be lucky."""
@@ -101,6 +101,17 @@ class Curve(msgspec.Struct, frozen=True):
     def final(self) -> float:
         """Of the last versions."""
         return float(smoothed(self.accuracies)[-1])
+
+    @property
+    def update_bytes(self) -> float:
+        """What an update takes."""
+        return self.sent_bytes / self.updates
+
+    @property
+    def sent_by_version(self) -> np.ndarray:
+        """The bytes of all updates in version 1, 2 … and those before it, where all are of as many."""
+        sent: np.ndarray = np.arange(1, len(self.times_s) + 1) * (self.sent_bytes / len(self.times_s))
+        return sent
 
 
 def config_of(entry: Entry, seed: int) -> Config:
@@ -181,3 +192,10 @@ def crossing(curve: Curve, accuracy: float) -> float | None:
     """When the smoothed curve was first at an accuracy, in virtual seconds; None when it never was."""
     there = np.flatnonzero(smoothed(curve.accuracies) >= accuracy)
     return curve.times_s[there[0]] if len(there) else None
+
+
+def sent_by(curve: Curve, time_s: float | None) -> float | None:
+    """The bytes of updates in versions up to a time; None for none."""
+    if time_s is None:
+        return None
+    return float(curve.sent_by_version[np.searchsorted(curve.times_s, time_s, side="right") - 1])

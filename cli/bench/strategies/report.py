@@ -6,14 +6,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fedmq.fedcore.config import AsyncMode, SyncMode
+from fedmq.fedcore.config import Mean
 
 from ...simulate.figures import duration
 from .measure import Found, Measured
 from .race import smoothed
 from .topics import TOPICS
 
-__all__ = ["document", "lines"]
+__all__ = ["document", "facts", "lines"]
 
 _HEADS = {
     "accuracy": "as good as central training?",
@@ -24,13 +24,20 @@ _HEADS = {
 }
 
 
-def document(found: Found) -> dict[str, Any]:
-    """The figures of a run: medians, and each seed's curve."""
+def facts(found: Found) -> dict[str, Any]:
+    """What everything in a run was measured with."""
     return {
         "data": found.data,
         "measured_on": found.measured_on,
         "seeds": found.seeds,
         "setting": msgspec.to_builtins(found.setting),
+    }
+
+
+def document(found: Found) -> dict[str, Any]:
+    """The figures of a run: medians, and each seed's curve."""
+    return {
+        **facts(found),
         "central": found.central,
         "races": [_race(found, each) for each in found.races],
     }
@@ -61,54 +68,57 @@ def _accuracy(found: Found, races: Sequence[Measured]) -> Iterator[str]:
 
 def _races(found: Found, races: Sequence[Measured], topic: str) -> Iterator[str]:
     targets = found.setting.targets
-    rows = [["under", "partition", "", *(f"to {target:.0%}" for target in targets), "sooner", "at the end"]]
-    if topic == "compression":
-        rows[0].append("an update")
+    times = [f"to {target:.0%}" for target in targets]
+    match topic:
+        case "attackers":
+            last = ["at the end", "against clean"]
+        case "compression":
+            last = ["sooner", "at the end", "an update", f"sent to {targets[-1]:.0%}"]
+        case _:
+            last = ["sooner", "at the end"]
+    rows = [["under", "partition", "", *times, *last]]
     for each in races:
         entry = each.entry
-        first = next(
-            one
-            for one in races
-            if (one.entry.condition, one.entry.partition) == (entry.condition, entry.partition)
-            or (topic == "attackers" and one.entry.partition == entry.partition)
-        )
         row = [
             entry.condition,
             entry.partition,
             entry.name,
             *(_time(each.crossing(target)) for target in targets),
-            _sooner(first, each, targets[-1]),
-            _percent(each.final),
         ]
+        if topic == "attackers":
+            clean = next((one for one in races if _is_clean_mean(one, entry.partition)), None)
+            row += [_percent(each.final), "" if clean is None or each is clean else _points(each, clean)]
+        else:
+            first = next(one for one in races if _circumstances(one) == _circumstances(each))
+            row += [_sooner(first, each, targets[-1]), _percent(each.final)]
         if topic == "compression":
-            row.append(f"{each.curves[0].sent_bytes / each.curves[0].updates / 1000:.1f} kB")
+            row += [f"{each.curves[0].update_bytes / 1000:.1f} kB", _sent(each.sent(targets[-1]))]
         rows.append(row)
     yield from _table(rows)
 
 
-def _race(found: Found, each: Measured) -> dict[str, Any]:
+def _circumstances(each: Measured) -> tuple[str, str]:
+    """Under which races are compared with the first of them."""
+    return each.entry.condition, each.entry.partition
+
+
+def _is_clean_mean(each: Measured, partition: str) -> bool:
+    """What attacks and robust rules are held against: neither."""
     entry = each.entry
-    mode = entry.mode
+    return entry.partition == partition and entry.attack == "none" and isinstance(entry.rule, Mean)
+
+
+def _race(found: Found, each: Measured) -> dict[str, Any]:
+    """The entry with all that it was run with, and its curves: `earlier` makes a `Measured` of it again."""
     return {
-        "topic": entry.topic,
-        "name": entry.name,
-        "condition": entry.condition,
-        "partition": entry.partition,
-        "mode": mode.kind,
-        "buffer": mode.buffer if isinstance(mode, AsyncMode) else None,
-        "deadline_s": mode.deadline_s if isinstance(mode, SyncMode) else None,
-        "encoding": entry.encoding,
-        "attack": entry.attack,
-        "speeds": entry.speeds,
+        **msgspec.to_builtins(each.entry),
         "final": each.final,
         "last": _last(each),
         "reached_s": {f"{target:.2f}": each.crossing(target) for target in found.setting.targets},
         "curves": [
             {
-                "times_s": [round(time, 1) for time in curve.times_s],
-                "accuracies": curve.accuracies,
+                **msgspec.to_builtins(curve),
                 "smoothed": [round(float(value), 5) for value in smoothed(curve.accuracies)],
-                "sent_bytes": curve.sent_bytes,
             }
             for curve in each.curves
         ],
@@ -125,6 +135,14 @@ def _sooner(first: Measured, each: Measured, target: float) -> str:
     if before is None or now is None or each is first:
         return ""
     return f"{before / now:.2f} x"
+
+
+def _points(each: Measured, clean: Measured) -> str:
+    return f"{100 * (each.final - clean.final):+.2f}"
+
+
+def _sent(size_bytes: float | None) -> str:
+    return "never" if size_bytes is None else f"{size_bytes / 1e6:.1f} MB"
 
 
 def _time(seconds: float | None) -> str:

@@ -175,9 +175,9 @@ def _attackers(setting: Setting) -> Iterator[Entry]:
         ("Multi-Krum", MultiKrum(byzantine=ATTACKERS)),
         ("centered clipping", CenteredClipping(radius=0.3, iterations=3)),
     )
-    for partition in PARTITIONS:
-        for name, rule in rules:
-            for attack in ATTACKS:
+    for attack in ATTACKS:
+        for partition in PARTITIONS:
+            for name, rule in rules:
                 yield _race(
                     setting,
                     "attackers",

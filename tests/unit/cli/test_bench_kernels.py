@@ -165,16 +165,23 @@ def test_a_plot_needs_matplotlib(monkeypatch: pytest.MonkeyPatch, fedmq: Run) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("x.txt", "must end in .png"), ("none/x.png", "there is no folder")]
+    ("name", "says"),
+    [
+        ("x.txt", "must end in .png"),
+        ("none/x.png", "there is no folder"),
+        ("folder.png", r"folder\.png: cannot be written"),
+    ],
 )
 def test_a_plot_that_cannot_be_written_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, says: str
 ) -> None:
     """Before minutes of work."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(ConfigError, match=says):
         plot.check(tmp_path / name)
     plot.check(tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
     plot.check(None)
 
 

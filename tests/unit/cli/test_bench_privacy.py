@@ -4,16 +4,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fedmq.cli.bench.privacy import record_level
+from fedmq.cli.bench.privacy import plot, record_level
+from fedmq.cli.bench.privacy.arms import Found, arms
+from fedmq.cli.bench.privacy.earlier import recall
 from fedmq.cli.bench.privacy.linear import Linear
-from fedmq.cli.bench.privacy.settings import DELTA, Private
-from fedmq.cli.bench.privacy.worker_level import WorkerLevel, noise_for, train_crowd
+from fedmq.cli.bench.privacy.measure import measure
+from fedmq.cli.bench.privacy.report import Run, document, facts
+from fedmq.cli.bench.privacy.settings import DELTA, FULL, Private
+from fedmq.cli.bench.privacy.worker_level import WorkerLevel, _Group, noise_for, train_crowd
+from fedmq.cli.bench.strategies import settings
 from fedmq.cli.demo.data import Dataset, Shard
 from fedmq.cli.main import fedmq
+from fedmq.cli.progress import view
+from fedmq.fedcore.errors import ConfigError
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
 
 from .garments import write_garments
@@ -198,6 +206,78 @@ def test_the_more_workers_the_less_the_noise_hurts() -> None:
     assert accuracy(4, 0.0) > 0.95
     assert accuracy(400, 30.0) > 0.9
     assert accuracy(4, 30.0) < 0.8
+
+
+@pytest.mark.parametrize("images", [4, 9])
+def test_workers_side_by_side_train_as_one_alone_would(images: int) -> None:
+    """Plain gradient descent on all images of each, however few or many images there are for six pixels."""
+    shards = [blobs(images * (worker + 2)).take(np.arange(images)) for worker in range(3)]
+    model = np.random.default_rng(1).standard_normal((3, 7)).astype(np.float32)
+    found = _Group(shards).updates(model, crowd(3))
+    for shard, update in zip(shards, found, strict=True):
+        trained = model.astype(np.float64)
+        x = np.column_stack([shard.x, np.ones(images)])
+        for _ in range(5):
+            logits = x @ trained.T
+            p = np.exp(logits - logits.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+            p[np.arange(images), shard.y] -= 1
+            trained -= 0.5 / images * p.T @ x
+        assert np.allclose(update, (trained - model).ravel(), atol=1e-5)
+
+
+def imagined(kinds: tuple[str, ...]) -> Run:
+    """Of every arm of some kinds, as if it had run."""
+    run = Run(setting=FULL, seeds=3, data="garments", measured_on="few")
+    run.found.extend(
+        Found(arm=arm, accuracies=[0.7, 0.8, 0.9], noise_multiplier=2.0 if arm.epsilon else 0.0)
+        for arm in arms(FULL)
+        if arm.kind in kinds
+    )
+    return run
+
+
+HEAD = ("head", "once", "each")
+
+
+def test_what_an_earlier_run_wrote_is_not_run_again(tmp_path: Path) -> None:
+    """Not even features are computed; parts come together in the order of the table."""
+    files = [tmp_path / "crowds.json", tmp_path / "head.json"]
+    for file, kinds in zip(files, (("worker",), HEAD), strict=True):
+        file.write_text(json.dumps(document(imagined(kinds))))
+    again = imagined(())
+    no_images = Dataset("garments", blobs(3), blobs(3), classes=3)
+    known = recall(files, facts(again))
+    with view() as shown:
+        measure(
+            again,
+            ("once", "each", "worker"),
+            no_images,
+            settings.FULL,
+            cache=None,
+            shown=shown,
+            earlier=known,
+        )
+    assert document(again) == document(imagined((*HEAD, "worker")))
+
+
+def test_budgets_may_be_measured_one_by_one(tmp_path: Path) -> None:
+    """A file of another --epsilon is of use; one of other settings is not."""
+    file = tmp_path / "privacy.json"
+    file.write_text(json.dumps(document(imagined(("worker",)))))
+    other = imagined(())
+    other.setting = msgspec.structs.replace(FULL, epsilons=(2.0,))
+    assert len(recall([file], facts(other))) == 24
+    other.setting = msgspec.structs.replace(FULL, once=PRIVATE)
+    with pytest.raises(ConfigError, match="other setting"):
+        recall([file], facts(other))
+
+
+@pytest.mark.parametrize("kinds", [("central", "federated", "pixels"), ("worker",), ("once", "worker")])
+def test_every_part_has_its_picture(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    """Record-level, worker-level, or both."""
+    plot.draw(imagined(kinds), tmp_path / "privacy.png")
+    assert (tmp_path / "privacy.png").read_bytes().startswith(b"\x89PNG")
 
 
 def bench(folder: Path, *options: str) -> Result:

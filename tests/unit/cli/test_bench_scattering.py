@@ -123,3 +123,27 @@ def test_other_images_are_refused() -> None:
     """Handwritten digits of 8 x 8 pixels have no such features."""
     with pytest.raises(ConfigError, match="28 x 28"):
         featured(Dataset("digits", shard(4, 64), shard(2, 64)), cache=None, done=lambda count, total: None)
+
+
+def test_a_folder_that_takes_no_features_is_told_of_before_they_are_made(tmp_path: Path) -> None:
+    """Not a minute later; and nothing half-written stays."""
+    told: list[int] = []
+    gone = tmp_path / "gone"
+    with pytest.raises(ConfigError, match="cannot be written"):
+        featured(
+            Dataset("fashion-mnist", shard(7), shard(3)),
+            cache=gone,
+            done=lambda count, total: told.append(count),
+        )
+    assert not told
+
+
+def test_features_that_were_not_finished_are_not_kept(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of them."""
+
+    def done(count: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        featured(Dataset("fashion-mnist", shard(7), shard(3)), cache=tmp_path, done=done)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """`fedmq bench strategies`: that a race is the federation that it says, and what is read off its curve."""
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,17 +10,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fedmq.cli.bench.strategies import race, settings
-from fedmq.cli.bench.strategies.measure import Found, images, measure
+from fedmq.cli.bench.strategies import plot, race, settings
+from fedmq.cli.bench.strategies.earlier import recall
+from fedmq.cli.bench.strategies.measure import Found, Measured, images, measure
 from fedmq.cli.bench.strategies.participants import BACKWARDS, Participants, Training
-from fedmq.cli.bench.strategies.race import Curve, Entry, crossing, smoothed
-from fedmq.cli.bench.strategies.report import document, lines
+from fedmq.cli.bench.strategies.race import Curve, Entry, crossing, sent_by, smoothed
+from fedmq.cli.bench.strategies.report import document, facts, lines
 from fedmq.cli.bench.strategies.topics import TOPICS
 from fedmq.cli.demo.data import Dataset
+from fedmq.cli.json_file import keep_json
 from fedmq.cli.main import fedmq
 from fedmq.fedcore import codecs
 from fedmq.fedcore.apps import TaskContext, Weights
 from fedmq.fedcore.config import AsyncMode, Mean, TrimmedMean
+from fedmq.fedcore.errors import ConfigError
 
 from .garments import write_garments
 
@@ -178,6 +182,155 @@ def test_what_is_there_when_somebody_stops_it_is_shown(garments: Dataset) -> Non
     assert any("asynchronous" in line for line in lines(found))
 
 
+def test_nobody_waits_for_races_that_somebody_stopped(garments: Dataset) -> None:
+    """The others' processes are ended, however much they had before them."""
+    endless = msgspec.structs.replace(TINY, rounds=100_000)
+    found = Found(setting=endless, seeds=1, data="garments", measured_on="few")
+
+    def show(done: int, of: int, note: str) -> None:
+        assert note == "central training"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(found, ("accuracy",), garments, processes=2, show=show)
+    assert not multiprocessing.active_children()
+
+
+def imagined(topics: tuple[str, ...] = TOPICS) -> Found:
+    """Of every race of some topics, as if it had run: attackers come to less."""
+    found = Found(setting=settings.FULL, seeds=2, data="garments", measured_on="few")
+    for topic in topics:
+        for each in settings.entries(topic, settings.FULL):
+            versions = each.training.versions
+            end = 0.5 if each.attack != "none" and isinstance(each.rule, Mean) else 0.9
+            curves = [
+                Curve(
+                    tuple(60.0 * (version + 1) for version in range(versions)),
+                    tuple(end * (version + seed + 2) / (versions + 3) for version in range(versions)),
+                    updates=versions * 5,
+                    sent_bytes=versions * 5 * 1000,
+                )
+                for seed in range(2)
+            ]
+            found.races.append(Measured(each, curves))
+    found.central = [0.95, 0.95] if "accuracy" in topics else []
+    return found
+
+
+def nothing_runs(*arguments: Any) -> Curve:
+    raise AssertionError("a race that is there already was run again")
+
+
+def test_what_an_earlier_run_wrote_is_not_run_again(
+    tmp_path: Path, garments: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two files together, in the order of the table, to the last figure."""
+    monkeypatch.setattr(race, "run", nothing_runs)
+    files = [tmp_path / "some.json", tmp_path / "others.json"]
+    for file, topics in zip(files, (("compression",), ("attackers", "accuracy")), strict=True):
+        file.write_text(json.dumps(document(imagined(topics))))
+    whole = imagined(("accuracy", "compression", "attackers"))
+    again = Found(setting=settings.FULL, seeds=2, data="garments", measured_on="few")
+    measure(
+        again,
+        ("accuracy", "compression", "attackers"),
+        garments,
+        processes=1,
+        show=lambda done, of, note: None,
+        earlier=recall(files, facts(again)),
+    )
+    assert document(again) == document(whole)
+    assert list(lines(again)) == list(lines(whole))
+
+
+def test_what_is_whole_is_kept_at_once(garments: Dataset, tmp_path: Path) -> None:
+    """Whoever ends it without a word leaves a file to go on from."""
+    found = Found(setting=TINY, seeds=1, data="garments", measured_on="few")
+    file, sizes = tmp_path / "races.json", []
+    keep = keep_json(lambda: document(found), file)
+
+    def kept() -> None:
+        keep()
+        sizes.append(len(recall([file], facts(found)).races))
+
+    measure(found, ("accuracy",), garments, processes=1, show=lambda done, of, note: None, keep=kept)
+    assert sizes == [0, 1, 2]
+
+
+def test_a_race_of_other_numbers_is_run(tmp_path: Path) -> None:
+    """A name in common is not enough."""
+    file = tmp_path / "races.json"
+    file.write_text(json.dumps(document(imagined(("attackers",)))))
+    earlier = recall([file], facts(imagined(())))
+    known = next(settings.entries("attackers", settings.FULL))
+    assert len(earlier.curves(known)) == 2
+    assert earlier.curves(msgspec.structs.replace(known, training=Training(30, 0.2, 32))) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seeds": 3}, "other seeds: 3, and here 2"),
+        ({"data": "other images"}, "other data: other images"),
+        ({"setting": {}}, "other setting"),
+        ({"races": [{"topic": "speed"}]}, "this version's --json"),
+    ],
+)
+def test_what_was_measured_otherwise_is_not_mixed_in(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    """One line that says what differs."""
+    file = tmp_path / "races.json"
+    file.write_text(json.dumps({**document(imagined(("speed",))), **change}))
+    with pytest.raises(ConfigError, match=says):
+        recall([file], facts(imagined(())))
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "no JSON", '{"arms": []}'])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+    """With its name."""
+    file = tmp_path / "figures.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"figures\.json: is not"):
+        recall([file], facts(imagined(())))
+
+
+def test_every_topic_has_its_rows_in_the_picture() -> None:
+    """A row for each condition; encodings over time and over bytes."""
+    titles = [row.title for row in plot._rows(imagined())]
+    assert titles[4:] == [
+        "compression, 2 kB/s",
+        "compression, 2 kB/s, by what was sent",
+        "attackers, nobody attacks",
+        "attackers, 2 of 10 label-flip",
+        "attackers, 2 of 10 sign-flip",
+    ]
+
+
+def test_a_part_has_a_picture_of_its_own(tmp_path: Path) -> None:
+    """With both columns; nothing of the other topics is needed."""
+    plot.draw(imagined(("attackers",)), tmp_path / "races.png")
+    assert (tmp_path / "races.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_robust_rules_are_held_against_the_clean_mean() -> None:
+    """Of the same partition, and the table says by how many points."""
+    rows = [line for line in lines(imagined(("attackers",))) if "iid" in line]
+    first = next(line for line in rows if "nobody attacks" in line and "  mean " in line)
+    assert first.endswith("%")
+    fallen = next(line for line in rows if "label-flip" in line and "  mean " in line)
+    assert fallen.endswith("-35.76")  # 40 points, smoothed
+    assert next(line for line in rows if "label-flip" in line and "Multi-Krum" in line).endswith("+0.00")
+
+
+def test_what_was_sent_is_counted_to_the_version() -> None:
+    """All updates of the versions that there were by then."""
+    curve = Curve((10.0, 20.0, 30.0), (0.5, 0.9, 0.9), updates=30, sent_bytes=3000)
+    assert sent_by(curve, 20.0) == 2000
+    assert sent_by(curve, 29.0) == 2000
+    assert sent_by(curve, None) is None
+
+
 def test_validation_images_are_none_of_the_test_images(tmp_path: Path) -> None:
     """A sixth of the training images stands in their place, and is trained on no more."""
     folder = write_garments(tmp_path / "garments")
@@ -218,8 +371,6 @@ def test_a_table_says_how_much_sooner(tmp_path: Path) -> None:
 
 def test_medians_are_of_the_seeds() -> None:
     """Half of them that never arrive make it never."""
-    from fedmq.cli.bench.strategies.measure import Measured
-
     curves = [
         Curve((time,), (accuracy,), updates=1, sent_bytes=0)
         for time, accuracy in ((10.0, 0.9), (30.0, 0.9), (20.0, 0.2))

@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from fedmq.cli.json_file import json_option, write_json
+from fedmq.cli.json_file import json_option, keep_json, write_json
 from fedmq.fedcore.errors import ConfigError
 
 worked: list[bool] = []
@@ -60,3 +60,16 @@ def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
     ended = CliRunner().invoke(json_option(fails), ["--json", str(target)])
     assert isinstance(ended.exception, ZeroDivisionError)
     assert not target.exists()
+
+
+def test_figures_so_far_are_kept_in_a_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stdout gets one document, at the end."""
+    target, so_far = tmp_path / "figures.json", [1]
+    for json_file in (target, Path("-"), None):
+        keep = keep_json(lambda: {"seconds": list(so_far)}, json_file)
+        keep()
+        so_far.append(len(so_far) + 1)
+        keep()
+        so_far[:] = [1]
+    assert json.loads(target.read_text()) == {"seconds": [1, 2]}
+    assert capsys.readouterr().out == ""
