@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from fedmq.fedcore.errors import FedmqError
 
 from .keyring import KeyRing
@@ -28,6 +30,14 @@ SETTLE_S = 0.25
 
 Stamp = tuple[int, int, int]
 """Of a file's content: inode, size, time of its last change. A file that is not there has an inode of 0."""
+
+
+class Roll(msgspec.Struct, frozen=True):
+    """Everybody who can come, as the lists are."""
+
+    keys: frozenset[str]
+    invites: int
+    """Those that have not expired and may still register a key."""
 
 
 class Admission:
@@ -65,6 +75,9 @@ class Admission:
         self._members = ring.allowed()
         self._invites = ring.invites()
         self._revoked: list[str] = []
+        self._told_at: float | None = None
+        self._told: tuple[dict[str, str], int] | None = None
+        """The list and the number of open invites that `roll` has told."""
 
     @property
     def count(self) -> int:
@@ -84,6 +97,18 @@ class Admission:
         """What people call a key; empty for a stranger's."""
         invite = self._invites.get(key)
         return self._members.get(key, "" if invite is None else invite.name)
+
+    def roll(self) -> Roll | None:
+        """Who may come, if that has changed since the last call; else None."""
+        if self._told_at == self._looked_at:
+            return None
+        self._told_at = self._looked_at
+        now = self._wall()
+        invites = sum(i.claim != "used" and now < i.expires_at for i in self._invites.values())
+        if self._told is not None and self._told[0] is self._members and self._told[1] == invites:
+            return None
+        self._told = self._members, invites
+        return Roll(frozenset(self._members), invites)
 
     def look(self, *, now: bool = False) -> None:
         """See whether a list has changed, if it is time, or `now`."""

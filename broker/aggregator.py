@@ -31,7 +31,8 @@ from fedmq.fedcore import kernels
 from fedmq.fedcore.config import Optimizer
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.layout import Flat
-from fedmq.fedcore.privacy.mechanisms import Mechanism, WorkerLevel, frozen_digest, noise_key
+from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
+from fedmq.fedcore.privacy.mechanisms import Mechanism, RecordLevel, WorkerLevel, frozen_digest, noise_key
 from fedmq.fedcore.strategy import optimizers, robust
 from fedmq.fedcore.strategy.combination import Combination, Coordinates, Mixture
 from fedmq.fedcore.strategy.rules import Share, Weighting, denominator
@@ -74,6 +75,10 @@ class Release(msgspec.Struct, frozen=True):
         z, where each worker in the buffer is charged for its part.
     next_clip_norm
         `max_norm` of the version after, where it is adapted.
+    taken_back
+        Signed standard deviations of noise of earlier versions, each with its key (correlated noise).
+    whole_run
+        `charged` is for all versions together, so that a worker is charged once.
     """
 
     max_norm: float
@@ -81,6 +86,8 @@ class Release(msgspec.Struct, frozen=True):
     key: bytes
     charged: float | None = None
     next_clip_norm: float | None = None
+    taken_back: tuple[tuple[float, bytes], ...] = ()
+    whole_run: bool = False
 
 
 class FoldJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +135,7 @@ def plan_fold(
     rule: configs.Rule = MEAN,
     mechanism: Mechanism | None = None,
     master_key: bytes = b"",
+    earlier: Sequence[bytes] = (),
     threads: int | None = None,
 ) -> FoldJob:
     """Derive everything about a fold from what was accepted and what was configured.
@@ -144,16 +152,20 @@ def plan_fold(
         How the updates are combined; with privacy, the mean.
     mechanism, master_key
         With privacy: the constants of the mechanism and the key that noise keys derive from.
+    earlier
+        The noise keys of the versions before, the last one's first; as many as correlated noise mixes.
 
     Raises
     ------
+    PrivacyError
+        When the version is none that the noise is planned for, or an earlier key is missing.
     ValueError
         When there is nothing to fold without privacy, or a row cannot be in a buffer: a norm that is
         not finite, or a weight that the mechanism does not admit.
     """
     rows = tuple(sorted(rows, key=lambda row: row.task))
     if mechanism is not None:
-        return _plan_private(base, rows, optimizer, mechanism, master_key, threads)
+        return _plan_private(base, rows, optimizer, mechanism, master_key, earlier, threads)
     shares = (Share(row.weight, row.examples if weighting == "examples" else 1) for row in rows)
     bounds = [row.weight * row.norm for row in rows]
     if not all(map(math.isfinite, bounds)):
@@ -279,6 +291,7 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
         sigma=job.release.sigma if job.release else 0.0,
         noise_key=job.release.key if job.release else None,
         charged=job.release.charged if job.release else None,
+        whole_run=job.release is not None and job.release.whole_run,
     )
 
 
@@ -318,6 +331,7 @@ def _plan_private(
     optimizer: Optimizer,
     mechanism: Mechanism,
     master_key: bytes,
+    earlier: Sequence[bytes],
     threads: int | None,
 ) -> FoldJob:
     if not all(mechanism.admits(row.weight) for row in rows):
@@ -326,25 +340,39 @@ def _plan_private(
         mechanism = mechanism.onto(base.clip_norm)
     # The grid must be public as well: it depends on constants, and on how many came only beyond 1024.
     most = max(PRIVATE_ROWS, 1 << (len(rows) - 1).bit_length() if rows else 0)
-    frac_bits = kernels.frac_bits_for(mechanism.max_update_norm, most, mechanism.sigma)
+    correlated = mechanism if isinstance(mechanism, CorrelatedWorkerLevel) else None
+    adaptive = mechanism if isinstance(mechanism, WorkerLevel) else None
+    version, sigma = base.version + 1, mechanism.sigma
+    frac_bits = kernels.frac_bits_for(
+        mechanism.max_update_norm, most, sigma if correlated is None else correlated.spread
+    )
     frozen = frozen_digest(
         ((r.task, r.digest) for r in rows),
         frac_bits=frac_bits,
-        sigma=mechanism.sigma,
-        counted=mechanism.counted if isinstance(mechanism, WorkerLevel) else None,
+        sigma=sigma,
+        counted=None if adaptive is None else adaptive.counted,
     )
-    key = noise_key(master_key, version=base.version + 1, frozen=frozen)
-    charged = next_clip_norm = None
-    if isinstance(mechanism, WorkerLevel):
-        charged = mechanism.noise_multiplier
-        next_clip_norm = mechanism.next_clip_norm((row.norm for row in rows), key)
+    used = () if correlated is None else correlated.used(version, earlier)
+    key = noise_key(
+        master_key, version=version, frozen=frozen if correlated is None else correlated.binds(frozen, used)
+    )
     return FoldJob(
         base=base,
         rows=rows,
         frac_bits=frac_bits,
         denominator=mechanism.denominator,
         optimizer=optimizer,
-        release=Release(mechanism.max_update_norm, mechanism.sigma, key, charged, next_clip_norm),
+        release=Release(
+            mechanism.max_update_norm,
+            sigma,
+            key,
+            charged=None if isinstance(mechanism, RecordLevel) else mechanism.noise_multiplier,
+            next_clip_norm=(
+                None if adaptive is None else adaptive.next_clip_norm((row.norm for row in rows), key)
+            ),
+            taken_back=() if correlated is None else correlated.taken_back(key, used),
+            whole_run=correlated is not None,
+        ),
         threads=threads,
     )
 
@@ -373,4 +401,5 @@ def _release(job: FoldJob, buffer: FrozenBuffer, start: int, stop: int, out: Fla
         max_norm=release.max_norm,
         sigma=release.sigma,
         key=release.key,
+        taken_back=release.taken_back,
     )

@@ -20,6 +20,7 @@ from fedmq.fedcore import wire
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.inbox import Inbox
 
+from .admission import Admission
 from .control import ControlServer
 from .events import (
     Action,
@@ -30,6 +31,7 @@ from .events import (
     Discard,
     Drop,
     EncodeModel,
+    Enrolled,
     Evaluate,
     Event,
     Exit,
@@ -99,6 +101,8 @@ class Body:
         What the process adds to a status reply.
     registrar : Service, optional
         The thread that registers keys; with CURVE.
+    admission : Admission, optional
+        Likewise: who may connect.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Body:
         watchdog: Watchdog,
         figures: Callable[[], dict[str, Any]],
         registrar: Service[Register] | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._mind = mind
         self._transport = transport
@@ -131,6 +136,7 @@ class Body:
         self._watchdog = watchdog
         self._figures = figures
         self._registrar = registrar
+        self._admission = admission
         self._promised: collections.deque[Commit] = collections.deque()
         self._rows: list[tuple[Row, ...]] = []
         self._status: set[int] = set()
@@ -178,6 +184,8 @@ class Body:
             self._take(notice)
         for key in self._transport.revoked():
             self._tell(Revoked(key))
+        if self._admission is not None and (roll := self._admission.roll()) is not None:
+            self._tell(Enrolled(roll.keys, roll.invites))
         for event in self._transport.receive():
             self._tell(event)
         if self._wake_at is not None and time.monotonic() >= self._wake_at:

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedmq.fedcore import wire
-from fedmq.fedcore.config import Config, Privacy, SyncMode, WorkerPrivacy, lower_is_better
+from fedmq.fedcore.config import Config, Correlated, Privacy, SyncMode, WorkerPrivacy, lower_is_better
 
 from .downlink import Downlink
 from .evaluations import Evaluation
-from .events import Action, Commit, Discard, Note, Peer, Send
+from .events import Action, Commit, Discard, Enrolled, Note, Peer, Send
 from .participations import WorkerLedger
 from .rounds import AsyncPlan, Buffer, Round, SyncPlan
 from .rows import CounterRow, MetricsRow, Recovered, Row, VersionInfo
@@ -92,13 +92,17 @@ class Books:
         self._unsaved: dict[str, int] = {}
 
         private = config.privacy
-        self.privacy_left = (
-            max(private.steps - recovered.privacy_steps, 0) if isinstance(private, Privacy) else None
-        )
+        self.planned = _planned(config)
+        """How many releases the noise is planned for, where that is a number: none may be made beyond."""
+        self.privacy_left = None if self.planned is None else max(self.planned - recovered.privacy_steps, 0)
         self.ledger = (
-            WorkerLedger(private, recovered.participations) if isinstance(private, WorkerPrivacy) else None
+            WorkerLedger(private, recovered.participations, recovered.last_parts)
+            if isinstance(private, WorkerPrivacy)
+            else None
         )
         """Each worker's participations, where they are counted."""
+        self.enrolled: Enrolled | None = None
+        """Who may connect, where there are keys, once that was told."""
         self.plan: AsyncPlan | SyncPlan = (
             SyncPlan(config.mode, config.federation.seed, private=private is not None)
             if isinstance(config.mode, SyncMode)
@@ -140,7 +144,7 @@ class Books:
     @property
     def complete(self) -> bool:
         """Whether no more updates are needed: it stops, or the last version has its buffer."""
-        last = self.config.stop.versions
+        last = min(filter(None, (self.config.stop.versions, self.planned)), default=0)
         return (
             self.stopping is not None
             or self.finished is not None
@@ -150,6 +154,10 @@ class Books:
     def capped(self, worker: str) -> bool:
         """Whether one more update of this worker would pass its privacy cap: what is to be folded counts as spent."""
         return self.ledger is not None and self.ledger.capped(worker, (*self.frozen, self.buffer))
+
+    def rests(self, worker: str) -> bool:
+        """Whether an update of this worker would come too soon after its last one, as far as the noise goes."""
+        return self.ledger is not None and self.ledger.rests(worker, (*self.frozen, self.buffer))
 
     @property
     def handing_out(self) -> bool:
@@ -249,3 +257,12 @@ class Books:
         self.note(
             "info", "task released", worker=worker.name, kind=held.kind, version=held.version, reason=reason
         )
+
+
+def _planned(config: Config) -> int | None:
+    match config.privacy:
+        case Privacy(steps=steps):
+            return steps
+        case WorkerPrivacy(correlated=Correlated(versions=versions)):
+            return versions
+    return None

@@ -39,6 +39,7 @@ from .events import (
     Collect,
     Control,
     Drain,
+    Enrolled,
     Evaluated,
     Event,
     Folded,
@@ -148,6 +149,8 @@ class Coordinator:
                 self._peers.revoked(event.user, now)
             case Registered():
                 self._registered(event)
+            case Enrolled():
+                self._books.enrolled = event
             case Severed():
                 self._peers.severed(now)
             case Tick():

@@ -239,6 +239,7 @@ class Broker:
                 "keys_refused": transport.refused,
             },
             registrar=registrar,
+            admission=None if curve is None else curve[1],
         )
         if http is not None:
             from .observation import pages

@@ -69,6 +69,15 @@ class Registered(Event, frozen=True):
     refusal: str = ""
 
 
+class Enrolled(Event, frozen=True):
+    """Who may connect, where there are keys: told at the start, and whenever the lists have changed."""
+
+    keys: frozenset[str]
+    """On the allowlist."""
+    invites: int
+    """Those that may still register a key."""
+
+
 class Severed(Event, frozen=True):
     """The broker has closed its socket and bound it again: every connection is gone, and no session is over."""
 
@@ -116,6 +125,8 @@ class Folded(Event, frozen=True):
     noise_key: bytes | None = None
     charged: float | None = None
     """z, where each worker in the buffer is charged for its part."""
+    whole_run: bool = False
+    """z is of all versions together: a worker is charged for the first one that it is in."""
 
 
 class ModelEncoded(Event, frozen=True):

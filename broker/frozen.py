@@ -163,16 +163,21 @@ class FrozenBuffer:
         max_norm: float,
         sigma: float,
         key: bytes,
+        taken_back: Sequence[tuple[float, bytes]] = (),
     ) -> Flat:
         """Elements [start, stop) of the clipped and noised sum over D, into `out`.
 
-        An update that is not finite counts as zero.
+        `taken_back`: signed standard deviations of earlier versions' noise, with their keys; it is drawn again by
+        position, as it was drawn then. An update that is not finite counts as zero.
         """
         total = self._zero(frac_bits, start, stop)
         rows = [row for row in self._rows if math.isfinite(row.norm)]
         weights = [row.weight for row in rows]
         self._add(total, rows, weights, start, stop, max_norm=max_norm, truncate=True)
         total.add_noise(sigma, key=key, nonce=NOISE_NONCE)
+        for deviation, stream in taken_back:
+            add = total.add_noise if deviation >= 0 else total.subtract_noise
+            add(abs(deviation), key=stream, nonce=NOISE_NONCE)
         return total.mean(denominator, out=out)
 
     def _zero(self, frac_bits: int, start: int, stop: int) -> kernels.Accumulator:

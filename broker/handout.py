@@ -77,7 +77,7 @@ class Handout:
         if not worker.can("fit", now):
             return False
         if isinstance(plan, AsyncPlan):
-            if worker.full(plan.mode.tasks_per_worker) or books.capped(worker.id):
+            if worker.full(plan.mode.tasks_per_worker) or books.capped(worker.id) or books.rests(worker.id):
                 return False
             if plan.mode.one_per_worker and (worker.id in books.buffer.workers or worker.holding("fit")):
                 return False

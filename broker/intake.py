@@ -226,6 +226,8 @@ class Intake:
                 return "stale", "base: the file of that version is gone"
             if books.capped(worker.id):
                 return "stale", "privacy budget: this worker has had its part in as many versions as it may"
+            if books.rests(worker.id):
+                return "stale", "privacy separation: too soon after this worker's last part in a version"
         elif offer.base != books.buffer.number or not books.plan.wants(worker.id, books.buffer):
             return "stale", "the round is over, or has this worker's update"
         if offer.layout != info.layout:

@@ -11,6 +11,8 @@ import msgspec
 from fedmq.fedcore import config as configs
 from fedmq.fedcore.config import Privacy, WorkerPrivacy
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
+from fedmq.fedcore.privacy.correlated import Bisr
+from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import WorkerLevel
 
 from .mechanism import mechanism
@@ -46,7 +48,12 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     participations
         By a worker's principal (its CURVE key, without keys its name); empty where the unit is a record.
     spent
-        Likewise, Σ 1 / z² over its participations: they cost what one release with z = 1 / √spent costs.
+        Likewise, Σ 1 / z² over its participations: they cost what one release with z = 1 / √spent costs. With
+        correlated noise 1 / z² of the whole run, once.
+    parts
+        Likewise, the versions that it was in.
+    noise
+        The correlated noise; None where each version's is its own.
     """
 
     unit: str
@@ -62,6 +69,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     participations: dict[str, int] = {}
     spent: dict[str, float] = {}
     adaptive: AdaptiveClipping | None = None
+    parts: dict[str, list[int]] = {}
+    noise: Bisr | None = None
 
 
 def read(state: str | Path) -> Ledger | None:
@@ -78,7 +87,7 @@ def read(state: str | Path) -> Ledger | None:
     privacy = config.privacy
     if privacy is None:
         return None
-    constants = mechanism(config, identity.noise_multiplier)
+    constants = mechanism(config, identity.noise_multiplier, identity.bandwidth)
     adaptive = constants.adaptive if isinstance(constants, WorkerLevel) else None
     with History.open(state / "journal.db") as journal:
         return Ledger(
@@ -95,6 +104,8 @@ def read(state: str | Path) -> Ledger | None:
             noise_multipliers=journal.charged(),
             participations=journal.participations(),
             spent=journal.spent(),
+            parts={} if isinstance(privacy, Privacy) else journal.parts(),
+            noise=constants.noise if isinstance(constants, CorrelatedWorkerLevel) else None,
         )
 
 

@@ -7,8 +7,6 @@ import re
 
 import msgspec
 
-from fedmq.fedcore.config import Privacy
-
 from . import status
 from .books import Books
 from .metrics import MODEL_METRICS_MAX, RESULTS, STATES, Numbers
@@ -58,9 +56,9 @@ def measure(books: Books, now: float) -> Measured:
         numbers["fedmq_version_age_seconds"] = now - books.version_at
         if books.current.clip_norm is not None:
             numbers["fedmq_privacy_clip_norm"] = books.current.clip_norm
-    if isinstance(books.config.privacy, Privacy) and books.privacy_left is not None:
+    if books.planned is not None and books.privacy_left is not None:
         numbers["fedmq_privacy_steps_left"] = books.privacy_left
-        numbers["fedmq_privacy_steps_spent"] = books.config.privacy.steps - books.privacy_left
+        numbers["fedmq_privacy_steps_spent"] = books.planned - books.privacy_left
     return Measured(
         state=state,
         reason=reason,

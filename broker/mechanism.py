@@ -1,13 +1,15 @@
 """The privacy mechanism of a federation: from its `[privacy]` table to constants that hold for its life."""
 
-from fedmq.fedcore.config import AsyncMode, Config, Privacy, WorkerPrivacy, check_count_noise
+from fedmq.fedcore.config import AsyncMode, Config, Correlated, Privacy, WorkerPrivacy, check_count_noise
 from fedmq.fedcore.errors import PrivacyError
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, poisson_noise
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
+from fedmq.fedcore.privacy.correlated import Bisr, Participation, best_bandwidth
+from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import Mechanism, RecordLevel, WorkerLevel
 
 
-def mechanism(config: Config, calibrated: float | None = None) -> Mechanism:
+def mechanism(config: Config, calibrated: float | None = None, bandwidth: int | None = None) -> Mechanism:
     """The mechanism that every version is made with.
 
     Parameters
@@ -18,6 +20,8 @@ def mechanism(config: Config, calibrated: float | None = None) -> Mechanism:
         The noise multiplier that this federation was started with. Without it, the table's is checked
         against the budget; where the table has none, it is calibrated, which takes some seconds where records
         are sampled.
+    bandwidth : int, optional
+        Likewise p of correlated noise; without it the table's, or the one of least error.
 
     Raises
     ------
@@ -33,12 +37,12 @@ def mechanism(config: Config, calibrated: float | None = None) -> Mechanism:
         noise_multiplier = _configured(privacy) if privacy.noise_multiplier else _calibrated(privacy)
     if isinstance(privacy, WorkerPrivacy):
         assert isinstance(config.mode, AsyncMode)  # the config was checked
-        return WorkerLevel(
-            privacy.clip_norm,
-            noise_multiplier,
-            config.mode.buffer,
-            _adaptive(privacy, noise_multiplier, config.mode.buffer),
-        )
+        buffer = config.mode.buffer
+        if privacy.correlated is not None:
+            noise = _correlated(privacy.correlated, privacy.max_participations, noise_multiplier, bandwidth)
+            return CorrelatedWorkerLevel(privacy.clip_norm, buffer, noise)
+        adaptive = _adaptive(privacy, noise_multiplier, buffer)
+        return WorkerLevel(privacy.clip_norm, noise_multiplier, buffer, adaptive)
     return RecordLevel(
         max_grad_norm=privacy.max_grad_norm,
         noise_multiplier=noise_multiplier,
@@ -56,6 +60,15 @@ def _adaptive(privacy: WorkerPrivacy, noise_multiplier: float, divisor: float) -
     return AdaptiveClipping(quantile=table.quantile, rate=table.rate, count_noise=table.deviation(divisor))
 
 
+def _correlated(table: Correlated, most: int, noise_multiplier: float, bandwidth: int | None) -> Bisr:
+    pattern = Participation(versions=table.versions, most=most, separation=table.min_separation)
+    return Bisr(
+        bandwidth=bandwidth or table.bandwidth or best_bandwidth(pattern),
+        noise_multiplier=noise_multiplier,
+        participation=pattern,
+    )
+
+
 def _calibrated(privacy: Privacy | WorkerPrivacy) -> float:
     rate, steps = _planned(privacy)
     return poisson_noise(epsilon_target=privacy.epsilon, delta=privacy.delta, sampling_rate=rate, steps=steps)
@@ -64,20 +77,30 @@ def _calibrated(privacy: Privacy | WorkerPrivacy) -> float:
 def _configured(privacy: Privacy | WorkerPrivacy) -> float:
     noise_multiplier = privacy.noise_multiplier
     assert noise_multiplier is not None
-    key = "privacy.steps" if isinstance(privacy, Privacy) else "privacy.max_participations"
     rate, steps = _planned(privacy)
     cost = epsilon([Spend(noise_multiplier, rate, steps)], privacy.delta)
     if cost > privacy.epsilon:
         raise PrivacyError(
-            f"privacy.noise_multiplier is {noise_multiplier:g}: with it {key} = {steps} cost "
+            f"privacy.noise_multiplier is {noise_multiplier:g}: with it {_priced(privacy)} cost "
             f"epsilon {cost:.3g}, and privacy.epsilon is {privacy.epsilon:g}; raise it, or leave it out "
             "to have it calibrated"
         )
     return noise_multiplier
 
 
+def _priced(privacy: Privacy | WorkerPrivacy) -> str:
+    """What the budget is for, in the words of the table."""
+    if isinstance(privacy, Privacy):
+        return f"privacy.steps = {privacy.steps}"
+    if privacy.correlated is not None:
+        return f"privacy.correlated.versions = {privacy.correlated.versions} together"
+    return f"privacy.max_participations = {privacy.max_participations}"
+
+
 def _planned(privacy: Privacy | WorkerPrivacy) -> tuple[float, int]:
     """The sampling rate, and how many releases a record, or a worker at its cap, has a part in."""
     if isinstance(privacy, Privacy):
         return privacy.sampling_rate, privacy.steps
+    if privacy.correlated is not None:
+        return 1.0, 1  # all versions are one release, whose sensitivity knows k and b
     return 1.0, privacy.max_participations

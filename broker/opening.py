@@ -17,6 +17,7 @@ import msgspec
 
 from fedmq.fedcore.config import AsyncMode, Change, Config, UserRule, check_minimum
 from fedmq.fedcore.errors import ConfigError, ModelError, StateError
+from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import Mechanism, WorkerLevel
 from fedmq.fedcore.strategy import robust
 
@@ -55,9 +56,17 @@ def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack
     _check_rule(config)
     private = None
     if config.privacy is not None:
-        calibrated = None if state.is_new else read_identity(state.path).noise_multiplier
-        private = mechanism(config, calibrated)
-    changes = state.settle(config, None if private is None else private.noise_multiplier)
+        before = None if state.is_new else read_identity(state.path)
+        private = (
+            mechanism(config)
+            if before is None
+            else mechanism(config, before.noise_multiplier, before.bandwidth)
+        )
+    changes = state.settle(
+        config,
+        None if private is None else private.noise_multiplier,
+        private.noise.bandwidth if isinstance(private, CorrelatedWorkerLevel) else None,
+    )
     fsync = config.storage.durability == "fsync"
     journal = Journal.open(
         state.journal, config.storage.durability, keep_payloads=config.storage.keep_payloads

@@ -27,6 +27,7 @@ from .events import (
     Tell,
     VersionDurable,
 )
+from .exhaustion import Exhaustion
 from .rounds import Buffer, Round, SyncPlan
 from .rows import (
     EvaluationRow,
@@ -47,6 +48,7 @@ class Progress:
 
     def __init__(self, books: Books) -> None:
         self._books = books
+        self._exhaustion = Exhaustion(books)
 
     def recovered(self, evaluations: tuple[EvaluationRow, ...], now: float) -> None:
         """After a start: close the evaluation that the last life left open, with what it had."""
@@ -96,6 +98,7 @@ class Progress:
             noise_key=event.noise_key,
             privacy_steps=int(private),
             charged=event.charged,
+            whole_run=event.whole_run,
         )
         then: tuple[Action, ...] = (Tell(VersionDurable(event.info)),)
         if spooled and not books.config.storage.keep_payloads:
@@ -166,7 +169,10 @@ class Progress:
             books.plan.round = None
             self._cancel_fits(buffer.number, now)
         else:
-            books.look_at_those(buffer.workers)  # who may have had to wait for the next one
+            # Who may have had to wait for the next one, and whose rest ends with it.
+            books.look_at_those(row.worker for row in buffer.rows)
+            if books.ledger is not None:
+                books.look_at_those(books.ledger.rested((*books.frozen, books.buffer)))
 
     def _cancel_fits(self, base: int, now: float) -> None:
         """A round is over: call back the tasks of those who did not make it."""
@@ -341,6 +347,8 @@ class Progress:
             self._stop(f"ran for {stop.seconds:g} s")
         elif books.privacy_left is not None and books.privacy_left <= 0:
             self._stop("the privacy budget is spent")
+        elif (reason := self._exhaustion.reason()) is not None:
+            self._stop(reason)
         for row in books.latest.values() if stop.metric else ():
             value = row.metrics.get(stop.metric)
             if value is not None and stop.reached(value):

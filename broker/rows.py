@@ -41,6 +41,8 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What this version adds to the ledger: releases of the configured mechanism."""
     charged: float | None = None
     """z, where each worker in the buffer is charged for a part in a release with it; else None."""
+    whole_run: bool = False
+    """z is of all versions together: a worker is charged for the first one that it is in."""
 
 
 class AcceptRow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -182,5 +184,7 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     privacy_steps: int = 0
     participations: dict[str, int] = {}
     """The ledger: in how many versions each worker was charged for a part."""
+    last_parts: dict[str, int] = {}
+    """Likewise: the last of these versions."""
     started_s: float = 0.0
     """Seconds that the federation has run before this start."""

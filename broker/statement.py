@@ -20,8 +20,10 @@ from fedmq.fedcore import config as configs
 from fedmq.fedcore.config import Privacy
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
+from fedmq.fedcore.privacy.correlated import Bisr
 from fedmq.fedcore.privacy.participation import participations_epsilon
 
+from .correlated_statement import Pattern, spent
 from .ledger import Ledger, read
 from .store.history import History
 from .store.state import read_identity
@@ -131,6 +133,8 @@ class WorkerPromise(msgspec.Struct, frozen=True, kw_only=True):
     """How the clip norm moves."""
     update_noise: float
     """z of the sum alone; `noise_multiplier` is what it costs together with the count, where there is one."""
+    correlated: Pattern | None = None
+    """What the claim for correlated noise rests on; None where each version's noise is its own."""
     assumptions: tuple[str, ...] = WORKER_ASSUMPTIONS
     not_covered: tuple[str, ...] = WORKER_NOT_COVERED
 
@@ -213,6 +217,8 @@ def _promise(table: configs.Privacy, z: float, releases: int, sigmas: set[float]
 
 def _worker_promise(ledger: Ledger, noises: set[tuple[float, float | None]]) -> WorkerPromise:
     """`noises`: σ of each release, and the clip norm that it was made with, where it is adapted."""
+    if ledger.noise is not None:
+        return _correlated_promise(ledger, ledger.noise, {sigma for sigma, _ in noises})
     z, delta, adaptive = ledger.noise_multiplier, ledger.delta, ledger.adaptive
     update_noise = z if adaptive is None else adaptive.update_noise(z)
     agree = all(
@@ -244,4 +250,34 @@ def _worker_promise(ledger: Ledger, noises: set[tuple[float, float | None]]) -> 
         max_participations=ledger.max_participations,
         noise_agrees=agree and set(ledger.noise_multipliers.values()) <= {z},
         workers=charges,
+    )
+
+
+def _correlated_promise(ledger: Ledger, noise: Bisr, sigmas: set[float]) -> WorkerPromise:
+    delta, sigma = ledger.delta, noise.deviation * ledger.clip_norm
+    pattern = Pattern.of(noise, ledger.parts, ledger.releases)
+    charges = {
+        worker: Charge(len(versions), spent(noise, versions, ledger.releases, delta))
+        for worker, versions in ledger.parts.items()
+    }
+    agrees = sigmas <= {sigma} and set(ledger.noise_multipliers.values()) <= {noise.noise_multiplier}
+    return WorkerPromise(
+        unit=ledger.unit,
+        adjacency="all updates of one worker count as zero, or not; that it takes part is public",
+        mechanism="sum of clipped updates + noise that later versions take back (BISR), over a constant divisor",
+        noise_multiplier=noise.noise_multiplier,
+        update_noise=noise.deviation,
+        clip_norm=ledger.clip_norm,
+        sigma=sigma,
+        divisor=ledger.denominator,
+        accountant="one Gaussian release of all versions; of each worker, at the sensitivity of the versions it was in",
+        delta=delta,
+        epsilon_budget=ledger.epsilon,
+        epsilon_planned=noise.epsilon(delta),
+        epsilon_spent=max((charge.epsilon for charge in charges.values()), default=0.0),
+        releases=ledger.releases,
+        max_participations=ledger.max_participations,
+        noise_agrees=agrees and ledger.participations == {w: len(v) for w, v in ledger.parts.items()},
+        workers=charges,
+        correlated=pattern,
     )

@@ -50,13 +50,14 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
         return "stalled", "needs an initial model from a worker"
     if isinstance(books.plan, AsyncPlan):
         live = [w.id for w, s in books.workers.sessions() if "fit" in s.kinds and not s.suspect]
-        # Of those that may have no further part, the ones in the buffer still help to fill it.
-        spent = sum(books.capped(w) and w not in books.buffer.workers for w in live)
+        # Of those that may have no part in it, the ones in the buffer still help to fill it.
+        others = [w for w in live if w not in books.buffer.workers]
+        spent = sum(map(books.capped, others))
+        resting = sum(books.rests(w) and not books.capped(w) for w in others)
         gone = len(set(books.buffer.workers).difference(live))  # whose updates are here all the same
-        lacking = books.plan.lacking(len(live) - spent + gone)
-        if lacking and spent:
-            more = f"needs {lacking} more worker{'s' if lacking > 1 else ''}"
-            return "stalled", f"{more}: {spent} here ha{'ve' if spent > 1 else 's'} spent the privacy budget"
+        lacking = books.plan.lacking(len(live) - spent - resting + gone)
+        if lacking and (spent or resting):
+            return "stalled", f"needs {_workers(lacking)}: {_barred(books, spent, resting)}"
     elif books.plan.round is None and books.buffer.number == books.version:
         able = [w for w, _ in books.workers.sessions() if w.soon("fit", now)]
         lacking = books.plan.lacking(len(able))
@@ -75,8 +76,25 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
             return "stalled", "nobody works on the round"
         lacking = 0
     if lacking:
-        return "stalled", f"needs {lacking} more worker{'s' if lacking > 1 else ''}"
+        return "stalled", f"needs {_workers(lacking)}"
     return "running", None
+
+
+def _workers(lacking: int) -> str:
+    return f"{lacking} more worker{'s' if lacking > 1 else ''}"
+
+
+def _barred(books: Books, spent: int, resting: int) -> str:
+    """Why workers that are here may have no part in the next version."""
+    said = [f"{spent} here ha{'ve' if spent > 1 else 's'} spent the privacy budget"] if spent else []
+    if resting:
+        assert books.ledger is not None
+        has = "have" if resting > 1 else "has"
+        said.append(
+            f"{resting}{'' if spent else ' here'} {has} been in one of the last {books.ledger.separation - 1} versions "
+            "(privacy.correlated.min_separation)"
+        )
+    return ", ".join(said)
 
 
 def _is_at_work(books: Books, current: Round) -> bool:
@@ -135,7 +153,11 @@ def _worker(books: Books, worker: Worker, now: float) -> dict[str, Any]:
 
 
 def _doing(books: Books, worker: Worker) -> tuple[str, int | None, bytes | None]:
-    """What a worker is doing: its state, and the version and task that it is about."""
+    """What a worker is doing: its state, and the version and task that it is about.
+
+    Who has no task because of worker-level privacy has *spent* its budget, or is *resting* until `min_separation` lets
+    it be in a version again.
+    """
     # The oldest that it works on; of results that wait to be taken in the newest.
     working = [h for h in worker.held.values() if h.phase is not Phase.OFFERED]
     held = working[0] if working else next(reversed(worker.held.values()), None)
@@ -147,7 +169,8 @@ def _doing(books: Books, worker: Worker) -> tuple[str, int | None, bytes | None]
     if worker.session.suspect:
         return "suspect", version, task
     if held is None:
-        return "idle", None, None
+        idle = "spent" if books.capped(worker.id) else "resting" if books.rests(worker.id) else "idle"
+        return idle, None, None
     if held.phase is Phase.OFFERED:
         return "uploading", version, task
     return {"fit": "training", "evaluate": "evaluating", "init": "initialising"}[held.kind], version, task

@@ -47,6 +47,7 @@ ANSWERED = {
     "non-finite": "non-finite",
     "norm": "norm",
     "privacy budget": "privacy_budget",
+    "privacy separation": "privacy_separation",
     "the round is over": "round",
     "the federation needs": "complete",
     "the federation has": "model",

@@ -22,6 +22,7 @@ from fedmq.fedcore import model_file, wire
 from fedmq.fedcore.config import Config
 from fedmq.fedcore.errors import ModelError
 from fedmq.fedcore.inbox import Inbox
+from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import Mechanism
 
 from .aggregator import fold, plan_fold
@@ -285,6 +286,8 @@ class Folder:
                 yield encode_version(self._versions, job.version, job.encoding)
                 continue
             inline = self._journal.payloads(job.buffer)
+            private = self._mechanism
+            mixed = private.noise.bandwidth - 1 if isinstance(private, CorrelatedWorkerLevel) else 0
             plan = plan_fold(
                 job.base,
                 [msgspec.structs.replace(row, inline=inline.get(row.task)) for row in job.rows],
@@ -293,6 +296,7 @@ class Folder:
                 rule=self._config.aggregate.rule,
                 mechanism=self._mechanism,
                 master_key=self._master_key,
+                earlier=self._journal.noise_keys(job.base.version + 1, mixed) if mixed else (),
             )
             yield fold(plan, self._versions, self._spool)
 

@@ -21,6 +21,7 @@ import xxhash
 
 from fedmq.fedcore import config as configs
 from fedmq.fedcore.errors import StateError
+from fedmq.fedcore.privacy.correlated import MAX_BANDWIDTH
 from fedmq.fedcore.privacy.mechanisms import WorkerLevel
 
 from .aggregator import fold, plan_fold
@@ -61,7 +62,9 @@ def verify(state: str | Path) -> Iterator[Verdict]:
     state = Path(state)
     identity = read_identity(state)
     config = configs.parse((state / "config.toml").read_text(encoding="utf-8"), base_dir=identity.base_dir)
-    private = None if config.privacy is None else mechanism(config, identity.noise_multiplier)
+    private = (
+        None if config.privacy is None else mechanism(config, identity.noise_multiplier, identity.bandwidth)
+    )
     spool = Spool(state / "spool", fsync=False)
     with History.open(state / "journal.db") as journal, tempfile.TemporaryDirectory() as folder:
         entries, clip_norms = journal.history(), journal.clip_norms()
@@ -69,6 +72,7 @@ def verify(state: str | Path) -> Iterator[Verdict]:
         base = _begin(state, again, entries[0]["digest"]) if entries else None
         if base is not None and isinstance(private, WorkerLevel):
             base = msgspec.structs.replace(base, clip_norm=private.first_clip_norm)
+        keys: list[bytes] = []  # of the recomputed noise, the last one's first
         for entry in entries[1:]:
             assert base is not None
             rows = [_row(update, base.version, spool) for update in journal.updates(entry["version"])]
@@ -80,7 +84,10 @@ def verify(state: str | Path) -> Iterator[Verdict]:
                 rule=config.aggregate.rule,
                 mechanism=private,
                 master_key=b"" if private is None else (state / "keys" / "noise").read_bytes(),
+                earlier=keys,
             )
+            if job.release is not None:
+                keys = [job.release.key, *keys[: MAX_BANDWIDTH - 2]]
             made = fold(job, again, spool)
             again.delete((base.version - config.reach,))
             base = made.info

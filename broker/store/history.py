@@ -156,6 +156,14 @@ class History:
         """The ledger of worker-level privacy: in how many versions each worker was charged for a part."""
         return dict(self._db.execute("SELECT worker, participations FROM ledger ORDER BY worker"))
 
+    def parts(self) -> dict[str, list[int]]:
+        """The versions that each worker has an update in, from the updates themselves."""
+        found: dict[str, list[int]] = {}
+        query = "SELECT worker, version FROM updates WHERE version IS NOT NULL ORDER BY worker, version"
+        for worker, version in self._db.execute(query):
+            found.setdefault(worker, []).append(version)
+        return found
+
     def spent(self) -> dict[str, float]:
         """Σ 1 / z² over the versions that each worker was charged for: what composes exactly."""
         return dict(self._db.execute("SELECT worker, spent FROM ledger ORDER BY worker"))

@@ -167,6 +167,16 @@ class Journal:
         query = "SELECT 1 FROM updates WHERE task = ? AND version IS NOT NULL"
         return frozenset(task for task in tasks if self._db.execute(query, (task,)).fetchone())
 
+    def noise_keys(self, before: int, count: int) -> list[bytes]:
+        """The noise keys of up to `count` versions before one, the last one's first; read as `payloads` is."""
+        if self._reader is None:
+            self._reader = schema.open_reader(self._path)
+        query = (
+            "SELECT noise_key FROM versions WHERE version < ? AND noise_key IS NOT NULL"
+            " ORDER BY version DESC LIMIT ?"
+        )
+        return [key for (key,) in self._reader.execute(query, (before, count))]
+
     def privacy_steps(self) -> int:
         """Releases of the privacy mechanism that all versions together have cost."""
         return int(self._db.execute("SELECT coalesce(sum(privacy_steps), 0) FROM versions").fetchone()[0])
@@ -277,10 +287,12 @@ class Journal:
         )
         if row.charged is not None:
             self._db.execute(
-                "INSERT INTO ledger SELECT worker, count(*), count(*) / (?1 * ?1) FROM updates WHERE buffer = ?2"
-                " GROUP BY worker ON CONFLICT (worker) DO UPDATE SET"
-                " participations = participations + excluded.participations, spent = spent + excluded.spent",
-                (row.charged, buffer),
+                "INSERT INTO ledger SELECT worker, count(*), iif(?3, 1, count(*)) / (?1 * ?1), ?2 + 1 FROM updates"
+                " WHERE buffer = ?2 GROUP BY worker ON CONFLICT (worker) DO UPDATE SET"
+                " participations = participations + excluded.participations,"
+                " spent = iif(?3, max(spent, excluded.spent), spent + excluded.spent),"
+                " last_version = excluded.last_version",
+                (row.charged, buffer, row.whole_run),
             )
         # Summed up once, so that a history does not read every update that there ever was.
         self._db.execute(

@@ -49,6 +49,7 @@ def _recover(db: sqlite3.Connection, max_staleness: int, kept: frozenset[int]) -
         counts=counts(db),
         privacy_steps=privacy_steps,
         participations=dict(db.execute("SELECT worker, participations FROM ledger")),
+        last_parts=dict(db.execute("SELECT worker, last_version FROM ledger")),
         started_s=float(db.execute("SELECT coalesce(sum(seconds), 0) FROM runs").fetchone()[0]),
     )
 

@@ -144,11 +144,17 @@ CREATE TRIGGER ledger_is_kept BEFORE DELETE ON ledger
 BEGIN SELECT raise(ABORT, 'spent privacy cannot be taken back'); END;
 """
 
-_FOUR = """
+_FOLLOWING = """
 ALTER TABLE versions ADD COLUMN clip_norm REAL;  -- of the updates folded onto it, where it is adapted; else NULL
+ALTER TABLE ledger ADD COLUMN last_version INTEGER NOT NULL DEFAULT 0;
+INSERT INTO ledger SELECT worker, 0, 0.0, max(version) FROM updates
+    WHERE version IS NOT NULL AND worker IN (SELECT worker FROM ledger) GROUP BY worker
+    ON CONFLICT (worker) DO UPDATE SET last_version = excluded.last_version;
+CREATE TRIGGER last_parts_only_grow BEFORE UPDATE ON ledger WHEN NEW.last_version < OLD.last_version
+BEGIN SELECT raise(ABORT, 'a worker''s last part cannot come before the one that it had'); END;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _MISSING, _LEDGER, _FOUR)
+MIGRATIONS: tuple[str, ...] = (_FIRST, _MISSING, _LEDGER, _FOLLOWING)
 SCHEMA = len(MIGRATIONS)
 
 

@@ -59,6 +59,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     noise_multiplier: float | None = None
     """What the privacy budget was calibrated to, once: an accountant of a later release may differ."""
+    bandwidth: int | None = None
+    """Likewise p of correlated noise: the noise of one run is one mechanism's."""
 
 
 class StateFolder:
@@ -141,7 +143,7 @@ class StateFolder:
         return self.path / "control.sock"
 
     def settle(
-        self, config: configs.Config, noise_multiplier: float | None = None
+        self, config: configs.Config, noise_multiplier: float | None = None, bandwidth: int | None = None
     ) -> tuple[configs.Change, ...]:
         """Make the folder this federation's, or check that it is; remember the config.
 
@@ -150,6 +152,8 @@ class StateFolder:
         config : Config
         noise_multiplier : float, optional
             Of a new federation with privacy; remembered for ever.
+        bandwidth : int, optional
+            Likewise, with correlated noise.
 
         Returns
         -------
@@ -162,7 +166,7 @@ class StateFolder:
             When a key differs that may not, by name; when the folder is damaged or of a later format.
         """
         try:
-            identity, changes = self._identify(config, noise_multiplier)
+            identity, changes = self._identify(config, noise_multiplier, bandwidth)
             self.mac_key = self._secret("mac")
             self.noise_key = self._secret("noise")
             for folder in (self.spool, self.versions):
@@ -214,7 +218,7 @@ class StateFolder:
         self._lock = -1
 
     def _identify(
-        self, config: configs.Config, noise_multiplier: float | None
+        self, config: configs.Config, noise_multiplier: float | None, bandwidth: int | None
     ) -> tuple[Identity, tuple[configs.Change, ...]]:
         fingerprint = configs.fingerprint(config)
         if not self.is_new:
@@ -234,6 +238,7 @@ class StateFolder:
             base_dir=config.base_dir,
             created_at=time.time(),
             noise_multiplier=noise_multiplier,
+            bandwidth=bandwidth,
         )
         return identity, ()
 

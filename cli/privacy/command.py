@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedmq.fedcore.privacy.planning import Arrivals, Fixed, Poisson
 
 
-_UNSUPPORTED = ["", "no [privacy] table: the broker of this version makes neither such rounds nor such noise"]
+_UNSUPPORTED = ["", "no [privacy] table: the broker of this version makes no such rounds"]
 
 
 @click.group()

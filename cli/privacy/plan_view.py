@@ -57,7 +57,7 @@ def lines(plan: "Plan") -> Iterator[str]:
 
 def tables(plan: "Plan", mode: str) -> Iterator[str]:
     """What to put into federation.toml; nothing for what the broker does not do."""
-    if plan.participation != "arrivals" or plan.bandwidth or mode != "async":
+    if plan.participation != "arrivals" or mode != "async":
         return
     yield "[model]"
     yield 'initial = "first.safetensors"  # or an app, "module:attribute"; not a worker\'s'
@@ -84,6 +84,12 @@ def tables(plan: "Plan", mode: str) -> Iterator[str]:
     if plan.count_noise is not None:
         yield ""
         yield "[privacy.adaptive_clip]"
+    if plan.bandwidth:
+        yield ""
+        yield "[privacy.correlated]"
+        yield f"versions = {plan.versions}"
+        yield f"min_separation = {plan.separation}"
+        yield f"bandwidth = {plan.bandwidth}"
 
 
 def refusal(plan: "Plan") -> str:

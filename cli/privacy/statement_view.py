@@ -45,6 +45,8 @@ def _promised(promise: "Promise | WorkerPromise") -> Iterator[str]:
             "WARNING",
             "the journal has releases with other noise than this: the promise does not hold for them",
         )
+    for problem in _broken(promise):
+        yield from row("WARNING", f"nothing is promised: {problem}")
     for title, items in (("assumed", promise.assumptions), ("not covered", promise.not_covered)):
         yield ""
         yield title
@@ -62,14 +64,31 @@ def _constants(promise: "Promise | WorkerPromise") -> str:
         if rule is not None:
             z += f", of which the sum has {promise.update_noise:g} and the count noise {rule.count_noise:g}"
             clip += f" for the next version (to the quantile {rule.quantile:g} at the rate {rule.rate:g})"
-        return (
+        constants = (
             f"{z}, {clip}, noise {promise.sigma:g} on the sum, divisor {promise.divisor:g}, "
             f"at most {promise.max_participations} versions a worker"
+        )
+        pattern = promise.correlated
+        return (
+            constants
+            if pattern is None
+            else (
+                f"{constants}, {pattern.min_separation} apart, of {pattern.versions} in all; noise of "
+                f"{pattern.bandwidth} versions mixed, sensitivity {pattern.sensitivity:.6g} clip norms"
+            )
         )
     return (
         f"{z}, clip norm {promise.max_grad_norm:g}, noise {promise.sigma:g} on the sum, sampling rate "
         f"{promise.sampling_rate:g}, divisor {promise.divisor:g}, largest batch {promise.max_batch}"
     )
+
+
+def _broken(promise: "Promise | WorkerPromise") -> tuple[str, ...]:
+    from fedmq.broker.statement import WorkerPromise
+
+    if not isinstance(promise, WorkerPromise) or promise.correlated is None:
+        return ()
+    return promise.correlated.broken
 
 
 def _spent(promise: "Promise | WorkerPromise") -> Iterator[str]:

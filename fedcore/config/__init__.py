@@ -10,6 +10,7 @@ restart may alter.
 """
 
 from .clip_tables import AdaptiveClip, check_count_noise
+from .correlated_table import Correlated
 from .model_table import Model
 from .reading import load, parse
 from .restart import Change, changes, fingerprint
@@ -62,6 +63,7 @@ __all__ = [
     "CenteredClipping",
     "Change",
     "Config",
+    "Correlated",
     "Evaluate",
     "Fadas",
     "FedAsync",

@@ -3,7 +3,7 @@
 The same rules as in `tables`: a key is an attribute, its range stands in its type.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
@@ -17,6 +17,8 @@ COUNT_NOISE_SHARE = 20
 
 class AdaptiveClip(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The clip norm moves until a share of the updates is no longer than it; privacy.clip_norm is the first one."""
+
+    form: ClassVar[str] = "a table, written [privacy.adaptive_clip]"
 
     quantile: Annotated[
         float, Meta(ge=0, le=1, description="Share of updates that the clip should leave as they are.")

@@ -22,6 +22,7 @@ from fedmq.fedcore import wire
 from fedmq.fedcore.errors import ConfigError
 
 from .clip_tables import AdaptiveClip
+from .correlated_table import Correlated
 from .model_table import Model
 from .rule_tables import RULES, Mean, UserRule
 from .tables import (
@@ -49,6 +50,11 @@ VARIANTS: dict[str, dict[str, type[Struct]]] = {
 DEFAULT_KINDS = {"mode": AsyncMode.kind, "optimizer": Sgd.kind, "aggregate.rule": Mean.kind}
 UNITS: dict[str, type[Struct]] = {"record": Privacy, "worker": WorkerPrivacy}
 """The [privacy] table by its `unit`."""
+SUBTABLES: dict[str, type[Struct]] = {
+    "privacy.adaptive_clip": AdaptiveClip,
+    "privacy.correlated": Correlated,
+}
+"""Tables that are a key of another one."""
 # What [privacy] needs from keys that the file leaves out.
 _PRIVATE_DEFAULTS: dict[str, dict[str, object]] = {
     "aggregate": {"weight": "uniform"},
@@ -179,7 +185,7 @@ def structs_of(table: str) -> tuple[type[Struct], ...]:
     if table == "task":
         return ()
     if table == "privacy":
-        return (*UNITS.values(), AdaptiveClip)
+        return (*UNITS.values(), *SUBTABLES.values())
     found = typing.get_type_hints(Config)[table]
     assert isinstance(found, type)
     return (found, *RULES.values()) if table == "aggregate" else (found,)
@@ -187,6 +193,8 @@ def structs_of(table: str) -> tuple[type[Struct], ...]:
 
 def struct_of(table: str, kind: str | None = None) -> type[Struct]:
     """The one struct of a table; of a table with kinds, that kind's."""
+    if table in SUBTABLES:
+        return SUBTABLES[table]
     return structs_of(table)[0] if kind is None else VARIANTS[table][kind]
 
 
@@ -266,9 +274,7 @@ def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
         if not isinstance(wanted, str) or wanted not in VARIANTS[name]:
             raise ConfigError(f"{name}.kind is {_show(wanted)}; it may hold {_choices(VARIANTS[name])}")
         kind = wanted
-    struct: type[Struct] = AdaptiveClip
-    if name != "privacy.adaptive_clip":
-        struct = _private(given) if name == "privacy" else struct_of(name, kind)
+    struct = _private(given) if name == "privacy" else struct_of(name, kind)
     known = keys(struct)
     for key in given:
         if key not in known:
@@ -298,9 +304,9 @@ def _value(where: str, value: object, key: Key, base: Path) -> object:
     """Check one value against its key; sizes become integers and paths absolute."""
     if where == "aggregate.rule":
         return _rule(value, key, base)
-    if where == "privacy.adaptive_clip":
+    if where in SUBTABLES:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} is {_show(value)}; it may hold a table, written [{where}]")
+            raise ConfigError(f"{where} is {_show(value)}; it may hold {may_hold(key)}")
         return _table(where, value, base)
     if isinstance(value, Path):
         value = str(value)

@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta, Struct
 
 from .clip_tables import AdaptiveClip
+from .correlated_table import Correlated
 from .rule_tables import RULES, Mean, Rule
 
 MIB = 1 << 20
@@ -315,14 +316,16 @@ class WorkerPrivacy(Table, frozen=True, kw_only=True):
     max_participations: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Versions that one worker may have a part in.")
     ]
-    adaptive_clip: Annotated[
-        AdaptiveClip | None,
-        Meta(
-            extra={"form": "a table of its own"}, description="Left out: clip_norm is that of every version."
-        ),
-    ] = None
     noise_multiplier: Annotated[
         float | None, Meta(gt=0, le=1e6, description="Left out: calibrated from the keys above.")
+    ] = None
+    adaptive_clip: Annotated[
+        AdaptiveClip | None,
+        Meta(extra={"form": AdaptiveClip.form}, description="Left out: clip_norm is that of every version."),
+    ] = None
+    correlated: Annotated[
+        Correlated | None,
+        Meta(extra={"form": Correlated.form}, description="Noise that later versions take back."),
     ] = None
 
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from fedmq.fedcore.errors import ConfigError
 
+from . import correlated_table
 from .clip_tables import CLIP_MAX, CLIP_MIN, AdaptiveClip, check_count_noise
 from .model_table import Model
 from .rule_tables import UserRule, name_of
@@ -144,6 +145,11 @@ def _check_privacy(config: Config) -> None:
 def _check_worker_privacy(config: Config) -> None:
     """Likewise where the unit is a worker. Any encoding will do: the broker clips the numbers that it decodes."""
     mode = config.mode
+    assert isinstance(config.privacy, WorkerPrivacy)
+    if config.privacy.correlated is not None:
+        correlated_table.check(
+            config.privacy.correlated, mode.kind, config.stop.versions, config.privacy.adaptive_clip
+        )
     if not isinstance(mode, AsyncMode):
         raise ConfigError(
             'mode.kind is "sync"; with [privacy] unit = "worker" it must be "async": rounds would need a secret '
@@ -162,9 +168,8 @@ def _check_worker_privacy(config: Config) -> None:
         ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
     ]
     _demand(needs, "[privacy]")
-    table = config.privacy
-    if isinstance(table, WorkerPrivacy) and table.adaptive_clip is not None:
-        _check_adaptive_clip(table, table.adaptive_clip, mode.buffer)
+    if config.privacy.adaptive_clip is not None:
+        _check_adaptive_clip(config.privacy, config.privacy.adaptive_clip, mode.buffer)
 
 
 def _check_adaptive_clip(table: WorkerPrivacy, clip: AdaptiveClip, divisor: float) -> None:

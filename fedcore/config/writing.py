@@ -12,8 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from .clip_tables import AdaptiveClip
-from .reading import DEFAULT_KINDS, VARIANTS, Key, keys, keys_of, may_hold, struct_of, table_names
+from .reading import DEFAULT_KINDS, SUBTABLES, VARIANTS, Key, keys, keys_of, may_hold, struct_of, table_names
 from .rule_tables import RULES, plain
 from .tables import Privacy, WorkerPrivacy
 from .whole import Config
@@ -29,6 +28,10 @@ _PRIVACY_EXAMPLE = {
     "max_batch": 64,
 }
 _WORKER_PRIVACY_EXAMPLE = {"epsilon": 8.0, "delta": 1e-5, "clip_norm": 1.0, "max_participations": 10}
+_SUBTABLE_EXAMPLES = {
+    "privacy.adaptive_clip": {},
+    "privacy.correlated": {"versions": 200, "min_separation": 10},
+}
 _RULE_EXAMPLE = {"byzantine": 1, "radius": 10.0, "max_norm": 1.0}
 
 
@@ -55,8 +58,8 @@ def to_toml(config: Config) -> str:
 
 def portable(config: Config, table: str, key: Key, value: object) -> object:
     """A value as a file in `config.base_dir` would write it: paths below that folder become relative."""
-    if isinstance(value, AdaptiveClip):
-        return {name: held for name, held in msgspec.structs.asdict(value).items() if held is not None}
+    if f"{table}.{key.name}" in SUBTABLES:
+        return None if value is None else _given(typing.cast("msgspec.Struct", value))
     if isinstance(value, msgspec.Struct):
         return plain(typing.cast("typing.Any", value))
     is_path = key.written_as == "path" or (
@@ -65,6 +68,11 @@ def portable(config: Config, table: str, key: Key, value: object) -> object:
     if is_path and value and Path(str(value)).is_relative_to(config.base_dir):
         return Path(str(value)).relative_to(config.base_dir).as_posix()
     return value
+
+
+def _given(table: msgspec.Struct) -> dict[str, object]:
+    """A table that is a key of another one: the keys that are set."""
+    return {key: value for key, value in msgspec.structs.asdict(table).items() if value is not None}
 
 
 def template(*, name: str = "federation", mode: str = "async") -> str:
@@ -136,10 +144,11 @@ def _privacy_lines() -> Iterator[str]:
     yield '# The other unit. It needs [mode] kind = "async", and a file or an app as model.initial.'
     yield "# [privacy]"
     yield from ("# " + line for line in key_lines(WorkerPrivacy, _WORKER_PRIVACY_EXAMPLE))
-    yield "#"
-    yield from _about(AdaptiveClip, indent="# ")
-    yield "# [privacy.adaptive_clip]"
-    yield from ("# " + line for line in key_lines(AdaptiveClip))
+    for name, struct in SUBTABLES.items():
+        yield "#"
+        yield from _about(struct, indent="# ")
+        yield f"# [{name}]"
+        yield from ("# " + line for line in key_lines(struct, _SUBTABLE_EXAMPLES[name]))
 
 
 def key_lines(struct: type[msgspec.Struct], given: Mapping[str, object] | None = None) -> Iterator[str]:

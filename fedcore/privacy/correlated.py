@@ -116,6 +116,21 @@ class Bisr(msgspec.Struct, frozen=True, kw_only=True):
         """σ / S: the standard deviation of each Z, z times the sensitivity."""
         return self.noise_multiplier * self.sensitivity
 
+    def sensitivity_of(self, versions: Sequence[int]) -> float:
+        """The farthest that a worker moves C x whose updates are in just these versions (from 1), in units of S.
+
+        ‖Σ_t column t of C‖: the entries are not negative, so that updates which all push the same way move it
+        farthest. Whoever was in a version is public here, so this is what that worker's part cost.
+        """
+        last = self.participation.versions
+        if not all(1 <= version <= last for version in versions) or len(set(versions)) < len(versions):
+            raise PrivacyError(f"versions must be different ones from 1 to {last}, got {sorted(versions)}")
+        column = _series_inverse(self.coefficients, last)
+        total = np.zeros(last)
+        for version in versions:
+            total[version - 1 :] += column[: last - version + 1]
+        return float(np.linalg.norm(total)) * (1 + 1e-12)
+
     def epsilon(self, delta: float) -> float:
         """What the T versions cost a worker that was in as many of them as it may."""
         return gaussian_epsilon(self.noise_multiplier, delta)

@@ -24,6 +24,7 @@ import msgspec
 from ..errors import PrivacyError
 from .accounting import Spend
 from .adaptive import CLIP_MAX, CLIP_MIN, AdaptiveClipping, centred_count
+from .correlated_level import CorrelatedWorkerLevel
 
 __all__ = ["NOISE_NONCE", "Mechanism", "RecordLevel", "WorkerLevel", "frozen_digest", "noise_key"]
 
@@ -199,7 +200,7 @@ class WorkerLevel(msgspec.Struct, frozen=True):
         return 0.0 <= weight <= 1.0
 
 
-Mechanism = RecordLevel | WorkerLevel
+Mechanism = RecordLevel | WorkerLevel | CorrelatedWorkerLevel
 
 
 def frozen_digest(

@@ -12,7 +12,8 @@ from fedmq.broker import ledger
 from fedmq.fedcore.privacy.accounting import gaussian_epsilon
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 
-from .federation import Federation, Tables
+from .federation import QUICK, Federation, Tables, merged
+from .test_curve import Keyed
 
 CAP = 5
 VERSIONS = 7
@@ -72,3 +73,28 @@ def test_spending_survives_every_end_and_versions_can_be_made_again(tmp_path: Pa
         assert [entry["clip_norm"] for entry in f.history()] == [None, *left[:-1]]
         sums = AdaptiveClipping(quantile=0.5, rate=0.2, count_noise=1.0).update_noise(found.noise_multiplier)
         assert [entry["sigma"] for entry in f.history()[1:]] == [sums * clip for clip in left[:-1]]
+
+
+def test_with_keys_it_ends_when_nobody_has_budget_left(tmp_path: Path) -> None:
+    """Killed on the way, with noise that later versions take back: every byte can be made again, workers go home."""
+    privacy = {
+        **TABLES["privacy"],
+        "max_participations": 2,
+        "correlated": {"versions": 9, "min_separation": 1, "bandwidth": 3},
+    }
+    ends = {"mode": {"kind": "async", "buffer": 1}, "privacy": privacy, "stop": {"versions": 0}}
+    with Keyed(tmp_path, merged(QUICK, TABLES, ends, {"security": {"keys": "keys"}})) as f:
+        f.start_broker()
+        for name in ("a", "b"):
+            f.start_keyed(name)
+        f.wait_for_version(1)
+        f.stop_broker(signal.SIGKILL)
+        f.start_broker()
+        f.finish()
+        reasons = f.query("SELECT value FROM facts WHERE name = 'finished'")
+        assert list(reasons) == [("no worker has privacy budget left",)]
+        assert f.cli("verify").splitlines()[-1] == "4 versions recomputed, all with the same bytes"
+        found = ledger.read(tmp_path / "state")
+        assert found is not None
+        assert found.participations == dict.fromkeys(f.ring.allowed(), 2)
+        assert found.noise is not None

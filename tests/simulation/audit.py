@@ -4,7 +4,8 @@
 - A version consumes exactly the rows of its frozen buffer, and has the bits that `recompute` finds for them, made
   from what the workers made; folded again after a crash it has the same.
 - No update counts twice; its staleness, weight and buffer are as the mode allows.
-- A private version costs one step of the ledger before anybody can see it.
+- A private version costs one step of the ledger before anybody can see it. Where workers are charged, each is charged
+  for just the versions that it is in, with each version, and is in none too often or too soon again.
 - A task goes out against a version, and in a round, that a crash cannot take back.
 - A worker keeps a result until it has the broker's word for it.
 - Credit, memory and disk stay within their budgets, and a worker never holds more tasks than it has slots.
@@ -31,13 +32,14 @@ from fedmq.broker.sessions import Phase
 from fedmq.broker.tasks import TaskIds
 from fedmq.broker.uploads import Stage
 from fedmq.fedcore import wire
-from fedmq.fedcore.config import AsyncMode, Privacy, SyncMode
-from fedmq.fedcore.privacy.mechanisms import RecordLevel
+from fedmq.fedcore.config import AsyncMode, SyncMode, WorkerPrivacy
 from fedmq.worker.entry import Entry
 from fedmq.worker.events import Event as WorkerEvent
 from fedmq.worker.events import Received, Stored
 
+from .parts import Parts
 from .recompute import Chain, decoded, weight_of
+from .recompute_noise import Noise
 from .scenario import Scenario
 
 
@@ -72,18 +74,9 @@ class Audit:
         self._released: set[int] = set()
         self._rode: dict[bytes, int] = {}
         private = config.privacy
-        self._mechanism = (
-            None
-            if not isinstance(private, Privacy)
-            else RecordLevel(
-                max_grad_norm=private.max_grad_norm,
-                noise_multiplier=private.noise_multiplier or math.nan,
-                sampling_rate=private.sampling_rate,
-                divisor=private.divisor,
-                max_batch=private.max_batch,
-            )
-        )
-        self.chain = Chain(config, self._mechanism)
+        self._is_private = private is not None
+        self.parts = Parts(private) if isinstance(private, WorkerPrivacy) else None
+        self.chain = Chain(config, None if private is None else Noise(config))
         self._initial = {initial} if initial is not None else set()
 
     def restarted(self, recovered: Recovered, rows: list[Row]) -> None:
@@ -94,6 +87,8 @@ class Audit:
         assert len(set(waiting + made)) == len(waiting + made), "an update is in two places"
         assert self.acknowledged <= {*waiting, *made}, "an acknowledged update is gone"
         assert recovered.privacy_steps == self._spent(), "the ledger forgot what was released"
+        if self.parts is not None:
+            self.parts.restarted(recovered)
 
     def broker_sends(
         self, peer: bytes, message: wire.Message, payload: bytes | None, rows: list[Row]
@@ -253,7 +248,7 @@ class Audit:
         assert version in self.versions, "a version is shown that is not durable"
         file = self._as_fetched(version, encoding)
         assert file[offset : offset + len(data)] == data, "other bits are shown"
-        if self._mechanism is not None and version:
+        if self._is_private and version:
             self._released.add(version)
             assert len(self._released) <= self._spent(), "more was released than the ledger counts"
 
@@ -296,7 +291,9 @@ class Audit:
         buffer = [*self.buffers.get(version - 1, {}).values()]
         payloads = {update.task: self._made[update.task, update.digest][1] for update in buffer}
         assert row.updates == len(buffer)
-        assert row.privacy_steps == (self._mechanism is not None), "a version costs another number of steps"
+        assert row.privacy_steps == self._is_private, "a version costs another number of steps"
+        if self.parts is not None:
+            self.parts.made(version, [update.worker for update in buffer])
         self.chain.go_on(row, buffer, payloads)
         digest = xxhash.xxh3_128_digest(self.chain.files[version])
         assert digest == row.info.digest, f"version {version} is not what its updates make"
@@ -316,6 +313,8 @@ class Audit:
             alone = True
         assert not (alone and any(r.worker == row.worker for r in buffer.values())), "two of one worker"
         self.accepted[row.task] = buffer[row.task] = row
+        if self.parts is not None:
+            self.parts.accepted(row)
         self._is_as_made(row)
 
     def _is_as_made(self, row: AcceptRow) -> None:
@@ -326,7 +325,8 @@ class Audit:
         norm = math.sqrt(math.fsum(x * x for x in decoded(payload, row.encoding).astype(float).tolist()))
         same = math.isclose(norm, row.norm, rel_tol=1e-9) or (math.isnan(norm) and math.isnan(row.norm))
         assert same, f"the norm is {norm}, not {row.norm}"
-        private = self._mechanism is not None
-        weight = 1.0 if private else weight_of(self._config, row.examples, row.tau)
+        private = self._is_private
+        full = private and self.parts is None  # a sum of records' gradients has no staleness
+        weight = 1.0 if full else weight_of(self._config, row.examples, row.tau)
         assert row.weight == weight, f"an update weighs {row.weight}, not {weight}"
         assert private or math.isfinite(norm), "an update that is not finite"

@@ -63,7 +63,7 @@ from .audit import Audit
 from .disks import Disks
 from .network import Network, Parcel
 from .process import Process
-from .recompute import MASTER_KEY
+from .recompute_noise import MASTER_KEY
 from .scenario import Scenario
 
 

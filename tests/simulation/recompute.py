@@ -5,8 +5,6 @@ made of Python's own integers, in another order, on files that are taken apart b
 from the numpy definition of the kernels. What comes out must have the same bits.
 """
 
-import hashlib
-import hmac
 import json
 import math
 import struct
@@ -20,15 +18,13 @@ from numpy.typing import NDArray
 from fedmq.broker.rows import AcceptRow, VersionRow
 from fedmq.fedcore.config import Config, FedAsync, Mean
 from fedmq.fedcore.kernels import reference
-from fedmq.fedcore.kernels.reference_noise import normals
-from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, RecordLevel
 from fedmq.fedcore.strategy import optimizers
 
 from . import recompute_rules
+from .recompute_noise import Noise
 
 F32 = NDArray[np.float32]
 
-MASTER_KEY = b"m" * 32
 SURPLUS = 1 + 2.0**-32
 """By which a private norm is taken larger than it was measured, so that rounding cannot exceed the bound."""
 
@@ -39,14 +35,14 @@ class Chain:
     Parameters
     ----------
     config : Config
-    mechanism : RecordLevel or None
+    noise : Noise or None
         With privacy.
     """
 
-    def __init__(self, config: Config, mechanism: RecordLevel | None) -> None:
+    def __init__(self, config: Config, noise: Noise | None) -> None:
         self.files: dict[int, bytes] = {}
         self._config = config
-        self._mechanism = mechanism
+        self._noise = noise
         self._optimizer = optimizers.make(config.optimizer)
         self._state: list[F32] = []
         self._before = np.zeros(0, np.float32)
@@ -106,7 +102,7 @@ class Chain:
     def _combined(
         self, made: VersionRow, rows: Sequence[AcceptRow], payloads: Mapping[bytes, bytes], n: int
     ) -> F32:
-        private = self._mechanism
+        private = self._noise
         uniform = self._config.aggregate.weight == "uniform"
         rule: Any = self._config.aggregate.rule
         if not isinstance(rule, Mean):
@@ -121,20 +117,15 @@ class Chain:
             scale = row.weight * unit
             if private is not None:
                 norm = row.norm * SURPLUS
-                bound = private.max_batch * private.max_grad_norm
-                scale = (bound / norm if norm > bound else 1.0) * unit
+                scale = row.weight * (private.bound / norm if norm > private.bound else 1.0) * unit
             exact = decoded(payloads[row.task], row.encoding).astype(np.float64) * scale
             steps = (np.trunc if private is not None else np.rint)(exact).astype(np.int64).tolist()
             if private is None and n:
                 _check_one(payloads[row.task], row, scale, steps)
             total = [a + b for a, b in zip(total, steps, strict=True)]
         if private is not None:
-            assert made.noise_key == noise_key(made, rows, private), "the noise of other rows"
-            assert made.sigma == private.noise_multiplier * private.max_grad_norm, "sigma"
-            for start, values in normals(made.noise_key, NOISE_NONCE, 0, n):
-                for j, z in enumerate(np.rint(values * (made.sigma * unit)).astype(np.int64).tolist()):
-                    total[start + j] += z
-            denominator = private.divisor
+            private.add(total, made, rows)
+            denominator = private.denominator
         else:
             denominator = float(len(rows) if uniform else sum(row.examples for row in rows))
         assert made.denominator == denominator, "the denominator"
@@ -146,18 +137,6 @@ def _check_one(payload: bytes, row: AcceptRow, scale: float, steps: list[int]) -
     at = row.task[-1] % len(steps)
     value = float(decoded(payload, row.encoding)[at])
     assert steps[at] == round(Fraction(value) * Fraction(scale)), "the grid"
-
-
-def noise_key(made: VersionRow, rows: Sequence[AcceptRow], private: RecordLevel) -> bytes:
-    """The key of a version's noise, as docs say it is derived: from the master key and all that is folded."""
-    sigma = private.noise_multiplier * private.max_grad_norm
-    frozen = hashlib.sha256(b"fedmq frozen 1" + struct.pack("<qd", made.frac_bits, sigma))
-    for pair in sorted((row.task, row.digest) for row in rows):
-        for part in pair:
-            frozen.update(struct.pack("<q", len(part)) + part)
-    secret = hmac.digest(b"fedmq noise 1", MASTER_KEY, "sha256")
-    message = struct.pack("<q", made.info.version) + frozen.digest() + b"\x01"
-    return hmac.digest(secret, message, "sha256")
 
 
 def flat_run(file: bytes) -> tuple[int, int]:

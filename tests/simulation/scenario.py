@@ -14,6 +14,7 @@ from fedmq.fedcore.config import (
     AsyncMode,
     CenteredClipping,
     Config,
+    Correlated,
     Evaluate,
     Fadas,
     FedAsync,
@@ -31,6 +32,7 @@ from fedmq.fedcore.config import (
     Storage,
     SyncMode,
     TrimmedMean,
+    WorkerPrivacy,
 )
 
 INLINE_ELEMENTS = 16
@@ -122,6 +124,7 @@ def draw(seed: int) -> Scenario:
         # With its own dice: a seed is the federation that it was before there were rules.
         config = _with_rule(random.Random(f"rule of {seed}"), config)
         config = _with_mixing(random.Random(f"mixing of {seed}"), config)
+        config = _with_parts(random.Random(f"parts of {seed}"), config, workers)
     config = _with_downlink(random.Random(f"downlink of {seed}"), config)
     return Scenario(
         seed=seed,
@@ -227,6 +230,43 @@ def _with_downlink(rng: random.Random, config: Config) -> Config:
     if isinstance(config.optimizer, FedAsync) or rng.random() < 0.7:
         return config
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, downlink="f16"))
+def _with_parts(rng: random.Random, config: Config, workers: int) -> Config:
+    """Now and then an asynchronous federation by its means as one that charges workers for their parts in versions.
+
+    It is one that finishes, whoever comes first: with all that have spent their budget, and all that rest, there are
+    enough left for a buffer.
+    """
+    mode = config.mode
+    plain = config.aggregate.rule == Mean() and not isinstance(config.optimizer, FedAsync)
+    if not isinstance(mode, AsyncMode) or not plain or workers < 2 or rng.random() < 0.4:
+        return config
+    buffer = rng.randint(1, workers // 2)
+    cap, apart = rng.randint(1, 4), rng.choice((0, 1, 2, 3))
+    apart = min(apart, workers // buffer)
+    spent_at_most = workers - buffer * max(apart, 1)
+    versions = min(config.stop.versions, ((spent_at_most + 1) * cap - 1) // buffer + 1)
+    correlated = Correlated(
+        versions=versions + rng.choice((0, 0, 3)), min_separation=max(apart, 1), bandwidth=rng.randint(1, 4)
+    )
+    privacy = WorkerPrivacy(
+        epsilon=1000.0,
+        delta=1e-5,
+        clip_norm=0.5,
+        max_participations=cap,
+        noise_multiplier=1.0,
+        correlated=correlated if apart else None,
+    )
+    replace = msgspec.structs.replace
+    return replace(
+        config,
+        mode=replace(mode, buffer=buffer, one_per_worker=True),
+        model=Model(initial="app:initial"),
+        aggregate=replace(config.aggregate, weight="uniform"),
+        evaluate=replace(config.evaluate, fraction=0.0),
+        stop=Stop(versions=versions),
+        privacy=privacy,
+        storage=replace(config.storage, durability="fsync"),
+    )
 
 
 def _optimizer(rng: random.Random) -> Optimizer:

@@ -5,7 +5,7 @@ prevent; the seeds that each test may run are enough to meet every one of them.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,15 +15,17 @@ import pytest
 from fedmq.broker import aggregator, events, peers, progress
 from fedmq.broker.books import Books
 from fedmq.broker.intake import Intake
+from fedmq.broker.participations import WorkerLedger
 from fedmq.broker.progress import Progress
 from fedmq.broker.rounds import Buffer, Round
-from fedmq.broker.rows import FreezeRow, VersionRow
+from fedmq.broker.rows import FreezeRow, Row, VersionRow
 from fedmq.broker.sessions import Held, Worker, Workers
+from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.uploads import Stage, Upload, Uploads
 from fedmq.fedcore import kernels
-from fedmq.fedcore.config import Config
+from fedmq.fedcore.config import Config, WorkerPrivacy
 from fedmq.fedcore.privacy.mechanisms import noise_key
 from fedmq.fedcore.strategy import rules
 from fedmq.worker.uploads import Uploads as Outbox
@@ -283,6 +285,58 @@ def bases_collected(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Config, "reach", 0)
 
 
+def rests_after_what_is_released(patch: pytest.MonkeyPatch) -> None:
+    """A worker in a buffer that waits to be folded may be in the next one."""
+    rests = WorkerLedger.rests
+
+    def hasty(ledger: WorkerLedger, worker: str, waiting: Sequence[Buffer]) -> bool:
+        return rests(ledger, worker, waiting[-1:])
+
+    patch.setattr(WorkerLedger, "rests", hasty)
+
+
+def rest_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A restart does not know when a worker had its last part."""
+    init = WorkerLedger.__init__
+
+    def fresh(ledger: WorkerLedger, privacy: WorkerPrivacy, parts: dict[str, int], _: dict[str, int]) -> None:
+        init(ledger, privacy, parts, {})
+
+    patch.setattr(WorkerLedger, "__init__", fresh)
+
+
+def charged_a_transaction_later(patch: pytest.MonkeyPatch) -> None:
+    """A version is durable before what it cost its workers."""
+    apply, owed = Journal.apply, list[VersionRow]()
+
+    def lazy(journal: Journal, rows: Sequence[Row]) -> None:
+        paid = owed.copy()
+        owed[:] = [row for row in rows if isinstance(row, VersionRow) and row.charged is not None]
+        free = [msgspec.structs.replace(row, charged=None) if row in owed else row for row in rows]
+        apply(journal, free)
+        if paid:
+            charge = (
+                "INSERT OR REPLACE INTO ledger SELECT worker, count(*), count(*), max(version) FROM updates"
+            )
+            journal._db.execute(f"{charge} WHERE version IS NOT NULL GROUP BY worker")
+
+    patch.setattr(Journal, "apply", lazy)
+
+
+def cap_of_what_is_released(patch: pytest.MonkeyPatch) -> None:
+    """What is accepted and not yet in a version does not count as spent."""
+    capped = WorkerLedger.capped
+    patch.setattr(WorkerLedger, "capped", lambda ledger, worker, waiting: capped(ledger, worker, ()))
+
+
+def run_charged_seeds() -> None:
+    """Those of the first seeds whose workers are charged."""
+    for seed in range(4 * SEEDS):
+        scenario = draw(seed)
+        if isinstance(scenario.config.privacy, WorkerPrivacy):
+            run(scenario)
+
+
 def run_seeds() -> None:
     for seed in range(SEEDS):
         run(draw(seed))
@@ -316,6 +370,22 @@ PLANTS: list[Patch] = [
     model_rides_once_for_all,
     bases_collected,
 ]
+
+
+CHARGED_PLANTS: list[Patch] = [
+    rests_after_what_is_released,
+    rest_forgotten,
+    charged_a_transaction_later,
+    cap_of_what_is_released,
+]
+
+
+@pytest.mark.parametrize("plant", CHARGED_PLANTS, ids=lambda plant: plant.__name__)
+def test_a_bug_in_what_workers_are_charged_is_found(plant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a seed whose federation charges them."""
+    plant(monkeypatch)
+    with pytest.raises(AssertionError, match=r"replay: python -m tests\.simulation\.soak"):
+        run_charged_seeds()
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)

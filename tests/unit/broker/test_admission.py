@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmq.broker.admission import LOOK_S, SETTLE_S, Admission
+from fedmq.broker.admission import LOOK_S, SETTLE_S, Admission, Roll
 from fedmq.broker.keyring import Invite, KeyRing
 from fedmq.fedcore.errors import ConfigError
 from fedmq.fedcore.keys import to_text
@@ -154,3 +154,22 @@ def test_broken_invites_change_nothing(lists: Lists, caplog: pytest.LogCaptureFi
         lists.pass_(LOOK_S)
     assert lists.admission.is_guest(INVITE)
     assert len(caplog.records) == 1
+
+
+def test_who_can_come_is_told_once_and_again_when_it_changes(lists: Lists) -> None:
+    """Members, and invites that may still register a key: not a used one, and not when it has expired."""
+    admission = lists.admission
+    assert admission.roll() == Roll(frozenset({A, B}), 0)
+    lists.pass_(LOOK_S)
+    assert admission.roll() is None
+    lists.ring.invite(Invite(INVITE, lists.wall + 60, name="new"), lists.wall)
+    lists.pass_(LOOK_S)
+    assert admission.roll() == Roll(frozenset({A, B}), 1)
+    lists.wall += 60
+    lists.pass_(LOOK_S)
+    assert admission.roll() == Roll(frozenset({A, B}), 0)
+    lists.wall -= 60
+    assert lists.ring.register(INVITE, C, lists.wall) == ""
+    lists.pass_(LOOK_S)
+    assert admission.roll() == Roll(frozenset({A, B, C}), 0)
+    assert admission.roll() is None

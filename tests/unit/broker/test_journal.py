@@ -250,6 +250,61 @@ def test_a_version_charges_the_workers_in_it(journal: Journal, path: Path) -> No
     assert spent == {"worker-a": 1 / 4 + 1 / 16, "worker-b": 1 / 4}
 
 
+def test_a_version_says_when_each_worker_in_it_had_its_last_part(journal: Journal, path: Path) -> None:
+    """In its own transaction; and what was charged for the whole run is charged once."""
+    journal.apply([version(0), update("a"), update("b")])
+    assert not journal.recover(0).last_parts
+    once = {"charged": 2.0, "whole_run": True}
+    journal.apply(
+        [version(1, **once), update("c", buffer=1, worker="worker-a"), version(2, **once)]  # type: ignore[arg-type]
+    )
+    recovered = journal.recover(0)
+    assert recovered.last_parts == {"worker-a": 2, "worker-b": 1}
+    assert recovered.participations == {"worker-a": 2, "worker-b": 1}
+    with Journal.read_only(path) as history:
+        assert history.spent() == {"worker-a": 1 / 4, "worker-b": 1 / 4}
+        assert history.parts() == {"worker-a": [1, 2], "worker-b": [1]}
+    with (
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db,
+        pytest.raises(sqlite3.IntegrityError, match="last part"),
+    ):
+        db.execute("UPDATE ledger SET last_version = 1")
+
+
+def test_noise_keys_are_kept_with_their_versions(journal: Journal) -> None:
+    """The last one's first; version 0 has none, and files that go take no key with them."""
+    journal.apply([version(0), *(version(number, noise_key=bytes([number]) * 32) for number in (1, 2, 3))])
+    assert journal.noise_keys(4, 2) == [bytes([3]) * 32, bytes([2]) * 32]
+    assert journal.noise_keys(3, 9) == [bytes([2]) * 32, bytes([1]) * 32]
+    assert journal.noise_keys(1, 9) == []
+
+
+def test_a_ledger_of_schema_3_learns_when_each_had_its_last_part(path: Path) -> None:
+    """From the updates that are in versions; one that is only accepted had none yet."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for number, script in enumerate(schema.MIGRATIONS[:3], 1):
+            db.executescript(
+                f"{script} PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = {number};"
+            )
+        for number in (0, 1, 2):
+            db.execute(
+                "INSERT INTO versions (version, digest, size, layout, n, updates, examples, seconds, sigma,"
+                " privacy_steps, created_at) VALUES (?, '', 1, '', 1, 1, 1, 0, 0, 1, 0)",
+                (number,),
+            )
+        for task, worker, into in (("1", "a", 1), ("2", "b", 1), ("3", "a", 2), ("4", "b", None)):
+            db.execute(
+                "INSERT INTO updates (task, worker, base, buffer, tau, weight, examples, encoding, size, digest,"
+                " inlined, metrics, version, accepted_at) VALUES (?, ?, 0, 2, 0, 1, 1, 'f32', 4, '', 0, '{}', ?, 0)",
+                (task, worker, into),
+            )
+        db.execute("INSERT INTO ledger VALUES ('a', 2, 0.5), ('b', 1, 0.25)")
+    with contextlib.closing(Journal.open(path)) as journal:
+        recovered = journal.recover(0)
+    assert recovered.last_parts == {"a": 2, "b": 1}
+    assert recovered.participations == {"a": 2, "b": 1}
+
+
 def test_a_version_that_fails_charges_nobody(journal: Journal) -> None:
     """The transaction is whole or not at all: here the version does not follow the last one."""
     journal.apply([version(0), update("a")])

@@ -9,6 +9,7 @@ from fedmq.fedcore.config import (
     Aggregate,
     AsyncMode,
     Config,
+    Correlated,
     Evaluate,
     Model,
     Privacy,
@@ -18,6 +19,7 @@ from fedmq.fedcore.config import (
 from fedmq.fedcore.errors import ConfigError, PrivacyError
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
+from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import RecordLevel, WorkerLevel
 
 # q = 1, so that the exact Gaussian composition is enough: no accountant to load.
@@ -88,6 +90,34 @@ def test_a_workers_noise_pays_for_its_cap(k: int, z: float) -> None:
     assert found.noise_multiplier == pytest.approx(z, rel=0.005)
     assert 0.999 < gaussian_epsilon(found.noise_multiplier / k**0.5, 1e-5) <= 1.0
     assert (found.sigma, found.denominator) == (found.noise_multiplier * 0.5, 20.0)
+
+
+def correlated(z: float | None = None, bandwidth: int | None = None) -> Config:
+    """The same with noise that later versions take back: T = 200, b = 20."""
+    table = Correlated(versions=200, min_separation=20, bandwidth=bandwidth)
+    found = workers(noise_multiplier=z)
+    assert isinstance(found.privacy, WorkerPrivacy)
+    return msgspec.structs.replace(found, privacy=msgspec.structs.replace(found.privacy, correlated=table))
+
+
+def test_correlated_noise_pays_once_for_all_versions() -> None:
+    """z is that of one release; σ is z · S times the sensitivity; p is the best one, or as it was at the start."""
+    found = mechanism(correlated())
+    assert isinstance(found, CorrelatedWorkerLevel)
+    assert 0.999 < gaussian_epsilon(found.noise_multiplier, 1e-5) <= 1.0
+    assert found.sigma == found.noise_multiplier * 0.5 * found.noise.sensitivity
+    assert (found.noise.bandwidth, found.denominator) == (16, 20.0)
+    assert [
+        each.noise.bandwidth
+        for each in (mechanism(correlated(bandwidth=4)), mechanism(correlated(), 3.8, 7))
+        if isinstance(each, CorrelatedWorkerLevel)
+    ] == [4, 7]
+
+
+def test_correlated_noise_that_passes_the_budget_is_refused() -> None:
+    """It names what it is too little for."""
+    with pytest.raises(PrivacyError, match=r"privacy\.correlated\.versions = 200 together cost epsilon"):
+        mechanism(correlated(3.0))
 
 
 def test_a_workers_noise_that_passes_the_budget_is_refused() -> None:

@@ -210,9 +210,10 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
 def test_calibrated_noise_is_remembered(tmp_path: Path) -> None:
     """A later accountant may say something else; this federation goes on as it began."""
     with StateFolder.open(tmp_path / "a") as state:
-        state.settle(CONFIG, 1.25)
+        state.settle(CONFIG, 1.25, 8)
     settled(tmp_path / "a")
-    assert read_identity(tmp_path / "a").noise_multiplier == 1.25
+    found = read_identity(tmp_path / "a")
+    assert (found.noise_multiplier, found.bandwidth) == (1.25, 8)
 
 
 def test_what_is_no_state_folder_is_a_clear_error(tmp_path: Path) -> None:

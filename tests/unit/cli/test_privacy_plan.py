@@ -6,6 +6,7 @@ import pytest
 
 from fedmq.broker.mechanism import mechanism
 from fedmq.fedcore import config
+from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.participation import participations_epsilon
 
 BUDGET = ("--epsilon", 8, "--delta", 1e-5)
@@ -35,8 +36,8 @@ def test_the_tables_are_a_config_of_that_plan(fedmq) -> None:
 
 
 def test_what_the_broker_does_not_do_has_no_table(fedmq) -> None:
-    """Rounds that a coin draws, and correlated noise."""
-    out = fedmq("privacy", "plan", *ENOUGH, "--correlated")[1]
+    """Rounds of everybody, say."""
+    out = fedmq("privacy", "plan", "--workers", 1000, "--versions", 50, "--mode", "sync", *BUDGET)[1]
     assert "[privacy]\n" not in out
     assert "no [privacy] table" in out
 
@@ -83,6 +84,12 @@ def test_correlated_noise_says_what_has_to_be_kept(fedmq) -> None:
     code, out, _ = fedmq("privacy", "plan", *ENOUGH, "--correlated", "--bandwidth", 4)
     assert code == 0
     assert "bandwidth 4; 5 versions from one participation of a worker to the next" in " ".join(out.split())
+    read = config.parse(out.split("for federation.toml\n")[1])
+    assert isinstance(read.privacy, config.WorkerPrivacy)
+    assert read.privacy.correlated == config.Correlated(versions=100, min_separation=5, bandwidth=4)
+    found = mechanism(read)
+    assert isinstance(found, CorrelatedWorkerLevel)
+    assert found.noise.participation.times == 10
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedmq.broker.rows import AcceptRow, FreezeRow, VersionInfo, VersionRow
@@ -12,6 +13,7 @@ from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.state import StateFolder
 from fedmq.fedcore import config
 from fedmq.fedcore.errors import StateError
+from fedmq.fedcore.privacy.correlated import Bisr, Participation
 
 DELTA, RATE, NOISE, CLIP = 1e-5, 0.5, 7.0, 0.5
 
@@ -180,6 +182,87 @@ def test_each_workers_epsilon_is_the_librarys(fedmq, tmp_path: Path) -> None:
         dp.get_epsilon_gaussian(1.9 / math.sqrt(10), DELTA), rel=1e-9
     )
     assert found["noise_agrees"] is True
+
+
+def correlated_federation(folder: Path, parts: dict[str, tuple[int, ...]], charged: float = 0.6) -> Path:
+    """A federation of six versions whose noise later ones take back; who was in which of them."""
+    path = folder / "state"
+    tables: dict[str, Any] = {
+        "federation": {"name": "wards", "state": path},
+        "model": {"initial": "my_app:App"},
+        "mode": {"kind": "async", "buffer": 2},
+        "privacy": {
+            "unit": "worker", "epsilon": 9.0, "delta": DELTA, "clip_norm": CLIP, "max_participations": 2,
+            "correlated": {"versions": 6, "min_separation": 3, "bandwidth": 3},
+        },
+    }  # fmt: skip
+    with StateFolder.open(path) as state:
+        state.settle(config.parse(tables, base_dir=folder), 0.6, 3)
+        journal = Journal.open(state.journal)
+        for version in range(7):
+            info = VersionInfo(version=version, digest=bytes([version]), size=4, layout=b"", n=1)
+            if version == 0:
+                journal.apply([VersionRow(info=info)])
+                continue
+            rows = [accepted(version, worker) for worker, versions in parts.items() if version in versions]
+            row = VersionRow(
+                info=info,
+                updates=len(rows),
+                sigma=0.6 * CORRELATED.sensitivity * CLIP,
+                privacy_steps=1,
+                charged=charged,
+                whole_run=True,
+            )
+            journal.apply([*rows, FreezeRow(buffer=version - 1, reason="full"), row])
+        journal.close()
+    return path
+
+
+CORRELATED = Bisr(
+    bandwidth=3, noise_multiplier=0.6, participation=Participation(versions=6, most=2, separation=3)
+)
+
+
+def test_with_correlated_noise_each_worker_paid_for_the_versions_that_it_was_in(
+    fedmq, tmp_path: Path
+) -> None:
+    """One Gaussian release at the sensitivity of its own columns, by a dense matrix; the plan's at the most."""
+    import dp_accounting as dp
+
+    parts = {"a": (1, 4), "b": (2, 5), "c": (3,), "d": (6,)}
+    found = json.loads(fedmq("privacy", "report", correlated_federation(tmp_path, parts), "--json")[1])[
+        "promise"
+    ]
+    inverse = np.zeros((6, 6))
+    for j, c in enumerate((1.0, -0.5, -0.125)):
+        inverse += np.diag(np.full(6 - j, c), -j)
+    columns = np.linalg.inv(inverse)
+    for worker, versions in parts.items():
+        moved = np.linalg.norm(sum(columns[:, version - 1] for version in versions))
+        expected = dp.get_epsilon_gaussian(0.6 * CORRELATED.sensitivity / moved, DELTA)
+        assert found["workers"][worker]["epsilon"] == pytest.approx(expected, rel=1e-9)
+    assert found["epsilon_planned"] == pytest.approx(dp.get_epsilon_gaussian(0.6, DELTA), rel=1e-9)
+    assert found["epsilon_spent"] == found["workers"]["a"]["epsilon"] <= found["epsilon_planned"] * (1 + 1e-9)
+    assert (
+        found["workers"]["d"]["epsilon"] < found["workers"]["c"]["epsilon"] < found["workers"]["b"]["epsilon"]
+    )
+    assert found["noise_agrees"] is True
+    pattern = found["correlated"]
+    assert (pattern["bandwidth"], pattern["min_separation"], pattern["versions"]) == (3, 3, 6)
+    assert pattern["broken"] == []
+    with Journal.read_only(tmp_path / "state" / "journal.db") as journal:
+        assert journal.spent() == dict.fromkeys("abcd", pytest.approx(1 / 0.36))  # once, for the whole run
+        assert journal.participations() == {"a": 2, "b": 2, "c": 1, "d": 1}
+
+
+def test_a_journal_that_is_not_within_the_pattern_is_said(fedmq, tmp_path: Path) -> None:
+    """Whoever was in a version too often, or too soon again: the claim is for nobody then."""
+    path = correlated_federation(tmp_path, {"a": (1, 3), "b": (1, 4), "c": (1, 2, 3)})
+    text = " ".join(fedmq("privacy", "report", path)[1].split())
+    assert "WARNING nothing is promised: a was in two versions less than 3 apart" in text
+    assert "WARNING nothing is promised: c was in 3 versions" in text
+    assert "b was" not in text
+    assert "at most 2 versions a worker, 3 apart, of 6 in all; noise of 3 versions mixed, sensitivity" in text
 
 
 def test_an_auditor_reads_what_each_worker_paid(fedmq, tmp_path: Path) -> None:

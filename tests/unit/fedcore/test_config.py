@@ -407,6 +407,47 @@ class TestWorkerPrivacy:
         """What the broker decodes is what it clips, so that how a worker rounds is its own business."""
         assert config.parse(WORKERS | {"aggregate": {"encoding": encoding}})
 
+    def test_correlated_noise_is_a_table_of_its_own(self) -> None:
+        """With what the claim is about; it reads back as it was written."""
+        table = {"versions": 100, "min_separation": 4}
+        given = WORKERS | {"privacy": {**WORKERS["privacy"], "correlated": table}}
+        found = config.parse(given)
+        assert isinstance(found.privacy, config.WorkerPrivacy)
+        assert found.privacy.correlated == config.Correlated(versions=100, min_separation=4)
+        assert config.parse(config.to_toml(found), base_dir=found.base_dir) == found
+        wider = {"privacy": {**WORKERS["privacy"], "correlated": {**table, "bandwidth": 8}}}
+        assert [str(change) for change in restart.changes(found, config.parse(given | wider))[1]] == [
+            'privacy.correlated: {"versions": 100, "min_separation": 4} -> '
+            '{"versions": 100, "min_separation": 4, "bandwidth": 8}'
+        ]
+
+    @pytest.mark.parametrize(
+        ("table", "others", "said"),
+        [
+            (3, {}, "privacy.correlated is 3; it may hold a table, written [privacy.correlated]"),
+            (
+                {"versions": 9},
+                {},
+                "privacy.correlated.min_separation is missing; [privacy.correlated] needs it",
+            ),
+            ({"versions": 9, "min_separation": 0}, {}, "privacy.correlated.min_separation is 0; it may hold"),
+            (
+                {"versions": 9, "min_separation": 1},
+                {"stop": {"versions": 10}},
+                "stop.versions is 10; it may be",
+            ),
+            (
+                {"versions": 9, "min_separation": 1},
+                {"mode": {"kind": "sync"}},
+                'mode.kind is "sync"; with [privacy.correlated] it must be "async": a worker that a coin takes',
+            ),
+        ],
+    )
+    def test_what_correlated_noise_goes_with(self, table: object, others: dict[str, Any], said: str) -> None:
+        """Refused by the name of the key, with the reason."""
+        privacy = {**WORKERS["privacy"], "correlated": table}
+        assert error(WORKERS | {"privacy": privacy} | others).startswith(said)
+
     def test_the_units_have_keys_of_their_own(self) -> None:
         """A key of the other unit is no key, and an unknown unit is named with those that there are."""
         assert error(WORKERS | {"privacy": {**WORKERS["privacy"], "steps": 3}}).startswith(

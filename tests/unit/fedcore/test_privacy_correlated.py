@@ -81,6 +81,28 @@ def test_pushes_in_other_directions_move_it_less() -> None:
         assert np.linalg.norm(c @ x) <= mechanism.sensitivity
 
 
+def test_what_a_worker_moved_is_known_from_the_versions_that_it_was_in() -> None:
+    """By brute force: no updates in just these versions move C x farther, and pushing all one way comes as far."""
+    mechanism = bisr(3, 8, 3, 2)
+    _, c = dense(mechanism)
+    rng = np.random.default_rng(6)
+    for chosen in patterns(mechanism.participation):
+        if not chosen:
+            continue
+        bound = mechanism.sensitivity_of([t + 1 for t in chosen])
+        assert bound <= mechanism.sensitivity * (1 + 1e-9)
+        for _ in range(20):
+            x = np.zeros((8, 3))
+            directions = rng.normal(size=(len(chosen), 3))
+            x[list(chosen)] = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+            assert np.linalg.norm(c @ x) <= bound
+        one_way = np.zeros((8, 3))
+        one_way[list(chosen), 0] = 1.0
+        assert np.linalg.norm(c @ one_way) == pytest.approx(bound, rel=1e-9)
+    with pytest.raises(PrivacyError, match="different ones from 1 to 8"):
+        mechanism.sensitivity_of([9])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.integers(1, 9))
 def test_the_error_is_that_of_the_matrices(versions: int, bandwidth: int, most: int, separation: int) -> None:
