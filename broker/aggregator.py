@@ -33,6 +33,7 @@ from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.layout import Flat
 from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import Mechanism, RecordLevel, WorkerLevel, frozen_digest, noise_key
+from fedmq.fedcore.privacy.sampled_workers import SampledWorkers
 from fedmq.fedcore.strategy import optimizers, robust
 from fedmq.fedcore.strategy.combination import Combination, Coordinates, Mixture
 from fedmq.fedcore.strategy.rules import Share, Weighting, denominator
@@ -58,6 +59,9 @@ MEAN: Final = configs.Mean()
 
 PRIVATE_ROWS: Final = 1024
 """The grid of a private sum is laid for this many rows, or the next power of two above their number."""
+
+SAMPLED_ROWS: Final = 1 << 20
+"""Likewise where a coin decides how many there are, and the grid must not tell: more than one broker can ask."""
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -339,7 +343,8 @@ def _plan_private(
     if isinstance(mechanism, WorkerLevel):
         mechanism = mechanism.onto(base.clip_norm)
     # The grid must be public as well: it depends on constants, and on how many came only beyond 1024.
-    most = max(PRIVATE_ROWS, 1 << (len(rows) - 1).bit_length() if rows else 0)
+    least = SAMPLED_ROWS if isinstance(mechanism, SampledWorkers) else PRIVATE_ROWS
+    most = max(least, 1 << (len(rows) - 1).bit_length() if rows else 0)
     correlated = mechanism if isinstance(mechanism, CorrelatedWorkerLevel) else None
     adaptive = mechanism if isinstance(mechanism, WorkerLevel) else None
     version, sigma = base.version + 1, mechanism.sigma
@@ -366,7 +371,7 @@ def _plan_private(
             mechanism.max_update_norm,
             sigma,
             key,
-            charged=None if isinstance(mechanism, RecordLevel) else mechanism.noise_multiplier,
+            charged=None if isinstance(mechanism, RecordLevel | SampledWorkers) else mechanism.noise_multiplier,
             next_clip_norm=(
                 None if adaptive is None else adaptive.next_clip_norm((row.norm for row in rows), key)
             ),

@@ -13,14 +13,25 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedmq.fedcore import wire
-from fedmq.fedcore.config import Config, Correlated, Privacy, SyncMode, WorkerPrivacy, lower_is_better
+from fedmq.fedcore.config import (
+    Config,
+    Correlated,
+    Privacy,
+    SampledPrivacy,
+    SyncMode,
+    WorkerPrivacy,
+    lower_is_better,
+)
+from fedmq.fedcore.privacy.sampled_workers import Coin
 
+from . import secrecy
 from .downlink import Downlink
 from .evaluations import Evaluation
 from .events import Action, Commit, Discard, Enrolled, Note, Peer, Send
 from .participations import WorkerLedger
 from .rounds import AsyncPlan, Buffer, Round, SyncPlan
 from .rows import CounterRow, MetricsRow, Recovered, Row, VersionInfo
+from .sampling import Sampling
 from .sessions import Held, Worker, Workers
 from .tally import RELEASED, Tally, reason_label
 from .tasks import TaskIds
@@ -47,10 +58,18 @@ class Books:
         What the journal holds.
     now : float
         Monotonic seconds.
+    coin : Coin, optional
+        What decides whom a round asks, where the config samples workers.
     """
 
     def __init__(
-        self, config: Config, ids: TaskIds, federation: str, recovered: Recovered, now: float
+        self,
+        config: Config,
+        ids: TaskIds,
+        federation: str,
+        recovered: Recovered,
+        now: float,
+        coin: Coin | None = None,
     ) -> None:
         self.config = config
         self.ids = ids
@@ -103,8 +122,13 @@ class Books:
         """Each worker's participations, where they are counted."""
         self.enrolled: Enrolled | None = None
         """Who may connect, where there are keys, once that was told."""
+        sampling = None
+        if isinstance(private, SampledPrivacy):
+            if coin is None:
+                raise ValueError("a federation that samples its workers needs a coin")
+            sampling = Sampling(coin, until_deadline=private.wait_for == "deadline")
         self.plan: AsyncPlan | SyncPlan = (
-            SyncPlan(config.mode, config.federation.seed, private=private is not None)
+            SyncPlan(config.mode, config.federation.seed, private=private is not None, sampling=sampling)
             if isinstance(config.mode, SyncMode)
             else AsyncPlan(config.mode)
         )
@@ -174,7 +198,9 @@ class Books:
 
     def note(self, level: str, text: str, **fields: Any) -> None:
         """Something for the log."""
-        self.out.append(Note(level, text, fields))
+        told = secrecy.note(text, fields) if self.config.samples_workers else fields
+        if told is not None:
+            self.out.append(Note(level, text, told))
 
     def send(self, peer: Peer, message: wire.Message) -> None:
         """Send now; not after a commit."""
@@ -239,6 +265,12 @@ class Books:
         if self.uploads.end(task) is not None:
             self.emit(Discard((task,)))
 
+    def lose(self, plan: SyncPlan, worker: str, version: int, reason: str, *, failed: bool = False) -> None:
+        """A member of the open round will not answer, for now or for good."""
+        row = plan.lost(worker, version, reason, failed=failed)
+        if row is not None:
+            self.commit(row)
+
     def release(self, worker: Worker, held: Held, reason: str, *, failed: bool = False) -> None:
         """Take a task from a worker that will not finish it; somebody else, or it again, may get it.
 
@@ -250,9 +282,7 @@ class Books:
             if self.evaluation is not None and self.evaluation.version == held.version:
                 self.evaluation.drop(worker.id)
         elif held.kind == "fit" and isinstance(self.plan, SyncPlan):
-            row = self.plan.lost(worker.id, held.version, reason, failed=failed)
-            if row is not None:
-                self.commit(row)
+            self.lose(self.plan, worker.id, held.version, reason, failed=failed)
         self.look_at(worker)
         self.note(
             "info", "task released", worker=worker.name, kind=held.kind, version=held.version, reason=reason
@@ -261,7 +291,7 @@ class Books:
 
 def _planned(config: Config) -> int | None:
     match config.privacy:
-        case Privacy(steps=steps):
+        case Privacy(steps=steps) | SampledPrivacy(steps=steps):
             return steps
         case WorkerPrivacy(correlated=Correlated(versions=versions)):
             return versions

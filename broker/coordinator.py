@@ -30,6 +30,7 @@ message that moves nothing costs some of it.
 from fedmq.fedcore import wire
 from fedmq.fedcore.config import Config
 from fedmq.fedcore.keys import to_text
+from fedmq.fedcore.privacy.sampled_workers import Coin
 
 from . import status
 from .books import Books
@@ -92,6 +93,8 @@ class Coordinator:
         What the journal holds; `Recovered()` for a new federation.
     now : float
         Monotonic seconds.
+    coin : Coin, optional
+        What decides whom a round asks, where the config samples workers.
 
     Examples
     --------
@@ -102,9 +105,15 @@ class Coordinator:
     """
 
     def __init__(
-        self, config: Config, ids: TaskIds, federation: str, recovered: Recovered, now: float
+        self,
+        config: Config,
+        ids: TaskIds,
+        federation: str,
+        recovered: Recovered,
+        now: float,
+        coin: Coin | None = None,
     ) -> None:
-        self._books = Books(config, ids, federation, recovered, now)
+        self._books = Books(config, ids, federation, recovered, now, coin)
         self._recovered = recovered
         self._peers = Peers(self._books)
         self._operators = Operators(self._books, self._peers)

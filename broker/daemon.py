@@ -29,7 +29,7 @@ from fedmq.fedcore.errors import ConfigError, StateError
 from fedmq.fedcore.inbox import Inbox
 from fedmq.fedcore.keys import Pair
 
-from . import vitals
+from . import secrecy, vitals
 from .admission import Admission
 from .auth import load_pair
 from .body import Body
@@ -40,6 +40,7 @@ from .enrolment import Registrar
 from .evaluator import AppProcess, Judge
 from .events import Drain, Exit
 from .keyring import KeyRing
+from .mechanism import coin
 from .notes import NoteLog
 from .opening import Storage, open_storage
 from .snapshot import snapshot
@@ -216,6 +217,7 @@ class Broker:
             state.id,
             storage.recovered,
             time.monotonic(),
+            coin(config, state.noise_key),
         )
         state.announce(transport.endpoint)
         self._endpoint = transport.endpoint
@@ -418,7 +420,7 @@ def _figures(
 ) -> dict[str, Any]:
     """What the process adds to a status reply."""
     counts = storage.recovered.counts
-    return {
+    figures = {
         "endpoint": transport.endpoint,
         "pid": os.getpid(),
         "bytes_up": counts.get("bytes_up", 0) + transport.bytes_up,
@@ -434,6 +436,7 @@ def _figures(
         "commit_ms": commits.latency_ms(),
         **vitals.memory(),
     }
+    return secrecy.status(figures) if config.samples_workers else figures
 
 
 def _raise_descriptor_limit() -> None:

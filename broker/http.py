@@ -127,6 +127,8 @@ class Pages:
         Why nothing can be written; None while it can.
     private : bool
         Whether the federation has privacy: see `metrics`.
+    sampled : bool
+        Whether a secret coin decides who is asked: likewise.
     """
 
     def __init__(
@@ -136,11 +138,13 @@ class Pages:
         unwritable: Callable[[], str | None],
         *,
         private: bool,
+        sampled: bool = False,
     ) -> None:
         self._loop = loop
         self._vitals = vitals
         self._unwritable = unwritable
         self._private = private
+        self._sampled = sampled
 
     def close(self) -> None:
         """Let nobody wait for a broker that ends."""
@@ -160,7 +164,7 @@ class Pages:
         except TimeoutError:
             return Response("the broker's I/O loop does not answer\n", 503, media_type="text/plain")
         numbers = measured.numbers | self._vitals() | {"fedmq_loop_answer_seconds": lag}
-        page = exposition(complete(numbers, private=self._private))
+        page = exposition(complete(numbers, private=self._private, sampled=self._sampled))
         return Response(page, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     async def health(self, request: Request) -> Response:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from fedmq.fedcore import config as configs
-from fedmq.fedcore.config import Privacy, WorkerPrivacy
+from fedmq.fedcore.config import Privacy, SampledPrivacy, WorkerPrivacy
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.correlated import Bisr
 from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
@@ -38,15 +38,16 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     denominator
         D, or K.
     sampling_rate
-        q; 1 of a worker, whose arrival no coin decides.
+        q; 1 of workers that come by themselves, which no coin decides.
     max_participations
-        The cap of a worker; of records, the steps that are planned.
+        The cap of a worker; where records or workers are sampled, the steps that are planned.
     releases
         Versions that spent privacy.
     noise_multipliers
         z of each version that workers were charged for.
     participations
-        By a worker's principal (its CURVE key, without keys its name); empty where the unit is a record.
+        By a worker's principal (its CURVE key, without keys its name); empty where the unit is a record, and where
+        workers are sampled: each round costs all of them the same, and who was asked is secret.
     spent
         Likewise, Σ 1 / z² over its participations: they cost what one release with z = 1 / √spent costs. With
         correlated noise 1 / z² of the whole run, once.
@@ -99,17 +100,19 @@ def read(state: str | Path) -> Ledger | None:
             adaptive=adaptive,
             denominator=constants.denominator,
             sampling_rate=constants.spend.sampling_rate,
-            max_participations=privacy.steps if isinstance(privacy, Privacy) else privacy.max_participations,
+            max_participations=privacy.max_participations
+            if isinstance(privacy, WorkerPrivacy)
+            else privacy.steps,
             releases=journal.privacy_steps(),
             noise_multipliers=journal.charged(),
             participations=journal.participations(),
             spent=journal.spent(),
-            parts={} if isinstance(privacy, Privacy) else journal.parts(),
+            parts=journal.parts() if isinstance(privacy, WorkerPrivacy) else {},
             noise=constants.noise if isinstance(constants, CorrelatedWorkerLevel) else None,
         )
 
 
-def _clip_norm(privacy: Privacy | WorkerPrivacy, journal: History) -> float:
+def _clip_norm(privacy: Privacy | WorkerPrivacy | SampledPrivacy, journal: History) -> float:
     if isinstance(privacy, Privacy):
         return privacy.max_grad_norm
     left = journal.clip_norms()

@@ -1,12 +1,21 @@
 """The privacy mechanism of a federation: from its `[privacy]` table to constants that hold for its life."""
 
-from fedmq.fedcore.config import AsyncMode, Config, Correlated, Privacy, WorkerPrivacy, check_count_noise
+from fedmq.fedcore.config import (
+    AsyncMode,
+    Config,
+    Correlated,
+    Privacy,
+    SampledPrivacy,
+    WorkerPrivacy,
+    check_count_noise,
+)
 from fedmq.fedcore.errors import PrivacyError
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, poisson_noise
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.correlated import Bisr, Participation, best_bandwidth
 from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import Mechanism, RecordLevel, WorkerLevel
+from fedmq.fedcore.privacy.sampled_workers import Coin, SampledWorkers
 
 
 def mechanism(config: Config, calibrated: float | None = None, bandwidth: int | None = None) -> Mechanism:
@@ -43,6 +52,8 @@ def mechanism(config: Config, calibrated: float | None = None, bandwidth: int | 
             return CorrelatedWorkerLevel(privacy.clip_norm, buffer, noise)
         adaptive = _adaptive(privacy, noise_multiplier, buffer)
         return WorkerLevel(privacy.clip_norm, noise_multiplier, buffer, adaptive)
+    if isinstance(privacy, SampledPrivacy):
+        return SampledWorkers(privacy.clip_norm, noise_multiplier, privacy.sampling_rate, privacy.divisor)
     return RecordLevel(
         max_grad_norm=privacy.max_grad_norm,
         noise_multiplier=noise_multiplier,
@@ -69,12 +80,18 @@ def _correlated(table: Correlated, most: int, noise_multiplier: float, bandwidth
     )
 
 
-def _calibrated(privacy: Privacy | WorkerPrivacy) -> float:
+def coin(config: Config, master_key: bytes) -> Coin | None:
+    """What decides, in secret, whom a round asks; None where no coin does."""
+    privacy = config.privacy
+    return Coin(master_key, privacy.sampling_rate) if isinstance(privacy, SampledPrivacy) else None
+
+
+def _calibrated(privacy: Privacy | WorkerPrivacy | SampledPrivacy) -> float:
     rate, steps = _planned(privacy)
     return poisson_noise(epsilon_target=privacy.epsilon, delta=privacy.delta, sampling_rate=rate, steps=steps)
 
 
-def _configured(privacy: Privacy | WorkerPrivacy) -> float:
+def _configured(privacy: Privacy | WorkerPrivacy | SampledPrivacy) -> float:
     noise_multiplier = privacy.noise_multiplier
     assert noise_multiplier is not None
     rate, steps = _planned(privacy)
@@ -88,18 +105,18 @@ def _configured(privacy: Privacy | WorkerPrivacy) -> float:
     return noise_multiplier
 
 
-def _priced(privacy: Privacy | WorkerPrivacy) -> str:
+def _priced(privacy: Privacy | WorkerPrivacy | SampledPrivacy) -> str:
     """What the budget is for, in the words of the table."""
-    if isinstance(privacy, Privacy):
+    if not isinstance(privacy, WorkerPrivacy):
         return f"privacy.steps = {privacy.steps}"
     if privacy.correlated is not None:
         return f"privacy.correlated.versions = {privacy.correlated.versions} together"
     return f"privacy.max_participations = {privacy.max_participations}"
 
 
-def _planned(privacy: Privacy | WorkerPrivacy) -> tuple[float, int]:
+def _planned(privacy: Privacy | WorkerPrivacy | SampledPrivacy) -> tuple[float, int]:
     """The sampling rate, and how many releases a record, or a worker at its cap, has a part in."""
-    if isinstance(privacy, Privacy):
+    if not isinstance(privacy, WorkerPrivacy):
         return privacy.sampling_rate, privacy.steps
     if privacy.correlated is not None:
         return 1.0, 1  # all versions are one release, whose sensitivity knows k and b

@@ -7,7 +7,8 @@ test holds the table in docs/operations.md to it. Rules that hold here:
 - Labels have closed lists of values, all of which are there from the start, so that a first event is an increase.
   (`fedmq_model_metric` alone takes names from workers; there its size is bounded.)
 - Who scrapes is trusted less than who may read the state folder. Where privacy is on, `hidden` metrics are left
-  out: from each of them one could count the answers to a round, or tell whose they were.
+  out: from each of them one could count the answers to a round, or tell whose they were. Where a secret coin decides
+  who is asked, so are those `of_sample`: from them one could count who was asked.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
         Whether each combination of values is shown from the start.
     hidden : bool
         Whether it is left out where privacy is on.
+    of_sample : bool
+        Whether it is left out where, besides, a secret coin decides who is asked.
     """
 
     name: str
@@ -48,22 +51,39 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, tuple[str, ...]] = {}
     every: bool = True
     hidden: bool = False
+    of_sample: bool = False
 
 
 def counter(
-    name: str, help: str, *, every: bool = True, hidden: bool = False, **labels: Iterable[str]
+    name: str,
+    help: str,
+    *,
+    every: bool = True,
+    hidden: bool = False,
+    of_sample: bool = False,
+    **labels: Iterable[str],
 ) -> Metric:
     """What only grows."""
     lists = {label: tuple(values) for label, values in labels.items()}
-    return Metric(name=name, kind="counter", help=help, labels=lists, every=every, hidden=hidden)
+    return Metric(
+        name=name, kind="counter", help=help, labels=lists, every=every, hidden=hidden, of_sample=of_sample
+    )
 
 
 def gauge(
-    name: str, help: str, *, every: bool = True, hidden: bool = False, **labels: Iterable[str]
+    name: str,
+    help: str,
+    *,
+    every: bool = True,
+    hidden: bool = False,
+    of_sample: bool = False,
+    **labels: Iterable[str],
 ) -> Metric:
     """What is so now."""
     lists = {label: tuple(values) for label, values in labels.items()}
-    return Metric(name=name, kind="gauge", help=help, labels=lists, every=every, hidden=hidden)
+    return Metric(
+        name=name, kind="gauge", help=help, labels=lists, every=every, hidden=hidden, of_sample=of_sample
+    )
 
 
 def histogram(name: str, help: str, *, hidden: bool = False) -> Metric:
@@ -164,10 +184,12 @@ METRICS: tuple[Metric, ...] = (
         "fedmq_errors_sent_total",
         "ERRORs sent. need_hello after a restart is usual; gone: a version was asked for that is no longer kept.",
         code=_ERRORS,
+        of_sample=True,
     ),
     gauge(
         "fedmq_peers_waiting",
         "Peers that do not take at once what is sent to them: slow links, stopped workers.",
+        of_sample=True,
     ),
     # Tasks
     gauge(
@@ -176,11 +198,12 @@ METRICS: tuple[Metric, ...] = (
         kind=_TASKS,
         hidden=True,
     ),
-    counter("fedmq_tasks_sent_total", "Tasks that were handed out.", kind=_TASKS),
+    counter("fedmq_tasks_sent_total", "Tasks that were handed out.", kind=_TASKS, of_sample=True),
     counter(
         "fedmq_tasks_adopted_total",
         "Tasks that an earlier process had handed out, and that were still wanted.",
         kind=_TASKS,
+        of_sample=True,
     ),
     counter(
         "fedmq_tasks_released_total",
@@ -241,7 +264,11 @@ METRICS: tuple[Metric, ...] = (
     ),
     # Buffers and rounds
     gauge("fedmq_buffer_updates", "Updates in the open buffer.", hidden=True),
-    gauge("fedmq_buffer_target_updates", "Updates that the open buffer is after; absent between rounds."),
+    gauge(
+        "fedmq_buffer_target_updates",
+        "Updates that the open buffer is after; absent between rounds.",
+        of_sample=True,
+    ),
     gauge(
         "fedmq_buffers_waiting",
         "Frozen buffers that wait to be aggregated, the one at work included; 4 at most.",
@@ -272,7 +299,7 @@ METRICS: tuple[Metric, ...] = (
     gauge("fedmq_commits_waiting", "Commits that were promised and are not durable yet."),
     gauge("fedmq_queue_jobs", "Jobs that wait for a thread of the broker.", thread=THREADS),
     gauge("fedmq_inbox_events", "Events that wait for the I/O thread."),
-    gauge("fedmq_journal_bytes", "Size of the journal, with its write-ahead log."),
+    gauge("fedmq_journal_bytes", "Size of the journal, with its write-ahead log.", of_sample=True),
     gauge("fedmq_disk_free_bytes", "Room on the state folder's file system, for this user."),
     # Privacy
     gauge(
@@ -300,7 +327,7 @@ METRICS: tuple[Metric, ...] = (
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 
 
-def complete(numbers: Numbers, *, private: bool) -> Numbers:
+def complete(numbers: Numbers, *, private: bool, sampled: bool = False) -> Numbers:
     """The numbers in the order of the page: what is hidden left out, what has not happened yet as 0.
 
     Raises
@@ -312,7 +339,7 @@ def complete(numbers: Numbers, *, private: bool) -> Numbers:
         BY_NAME[name]
     shown: Numbers = {}
     for metric in METRICS:
-        if private and metric.hidden:
+        if (private and metric.hidden) or (sampled and metric.of_sample):
             continue
         value = numbers.get(metric.name)
         if metric.kind == "counter" and not metric.labels:

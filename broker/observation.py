@@ -77,6 +77,7 @@ def pages(
         lambda: vitals.numbers(state),
         lambda: vitals.unwritable(state),
         private=config.privacy is not None,
+        sampled=config.samples_workers,
     )
 
 

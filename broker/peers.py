@@ -222,7 +222,7 @@ class Peers:
             books.release(worker, held, reason)
         if isinstance(books.plan, SyncPlan) and books.plan.wants(worker.id, books.buffer):
             # It was asked, and had not even got its task.
-            books.plan.lost(worker.id, books.buffer.number, reason, failed=False)
+            books.lose(books.plan, worker.id, books.buffer.number, reason)
         if books.evaluation is not None:
             books.evaluation.drop(worker.id)
         books.queue.pop(worker.id, None)

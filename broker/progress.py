@@ -275,7 +275,8 @@ class Progress:
         self._books.commit(row, then=(Tell(RoundDurable(row.buffer)),))
 
     def _candidates(self, now: float) -> list[str]:
-        return [w.id for w, _ in self._books.workers.sessions() if w.soon("fit", now)]
+        plan = self._books.plan
+        return plan.candidates(self._books.workers, now) if isinstance(plan, SyncPlan) else []
 
     def _begin_measuring(self) -> None:
         """Let the app beside the broker measure the current version, if it is its turn and the app is idle."""

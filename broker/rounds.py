@@ -17,6 +17,8 @@ import msgspec
 from fedmq.fedcore.config import AsyncMode, SyncMode
 
 from .rows import AcceptRow, LeftOutRow, RoundRow
+from .sampling import GONE_FOR_GOOD, Sampling, present
+from .sessions import Workers
 
 
 class Buffer:
@@ -90,6 +92,8 @@ class SyncPlan:
     private : bool
         The round is a release of a private mechanism: it waits for its cohort or the deadline and ends
         with what it has, however little; a member that failed is missing, and is not asked again.
+    sampling : Sampling, optional
+        Where a secret coin decides who is asked.
 
     References
     ----------
@@ -97,18 +101,27 @@ class SyncPlan:
     arXiv:1602.05629; Bonawitz et al., *Towards Federated Learning at Scale*, arXiv:1902.01046 (over-selection).
     """
 
-    def __init__(self, mode: SyncMode, seed: int, *, private: bool) -> None:
+    def __init__(self, mode: SyncMode, seed: int, *, private: bool, sampling: Sampling | None = None) -> None:
         self.mode = mode
         self._seed = seed
         self.private = private
+        self.sampling = sampling
         self.round: Round | None = None
 
     def lacking(self, candidates: int) -> int:
         """How many more workers it takes to open a round."""
         return max(self.mode.min_available - candidates, 0)
 
+    def candidates(self, workers: Workers, now: float) -> list[str]:
+        """Everybody who could take part in a round that opens now."""
+        if self.sampling is not None:
+            return present(workers)
+        return [worker.id for worker, _ in workers.sessions() if worker.soon("fit", now)]
+
     def plan(self, buffer: int, candidates: list[str]) -> RoundRow:
         """The round to open now, given everybody who could take part (at least `min_available`)."""
+        if self.sampling is not None:
+            return self.sampling.plan(buffer, candidates, self.mode.deadline_s)
         target = min(self.mode.clients_per_round or len(candidates), len(candidates))
         asked = min(math.ceil(target * self.mode.over_selection), len(candidates))
         return RoundRow(
@@ -157,7 +170,8 @@ class SyncPlan:
         if worker not in current.lost:
             current.lost[worker] = reason
             current.substitutes += 1
-        if not (failed and self.private) or worker in current.row.missing:
+        is_missing = (failed and self.private) or (self.sampling is not None and reason in GONE_FOR_GOOD)
+        if not is_missing or worker in current.row.missing:
             return None
         # Asked again it would draw another sample, and the accountant counts one.
         current.row = msgspec.structs.replace(current.row, missing=(*current.row.missing, worker))
@@ -169,6 +183,8 @@ class SyncPlan:
             return False
         if self.private:
             row = self.round.row
+            if self.sampling is not None and not self.sampling.may_end_early(row):
+                return False
             return all(worker in buffer.workers or worker in row.missing for worker in row.cohort)
         return len(buffer.rows) >= self.round.row.target
 

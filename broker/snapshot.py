@@ -6,7 +6,7 @@ from typing import Any
 from fedmq.fedcore import config
 from fedmq.fedcore.errors import ConnectError
 
-from . import control
+from . import control, secrecy
 from .store.history import History
 from .store.state import read_identity
 
@@ -37,7 +37,7 @@ def _from_journal(state: Path) -> dict[str, Any]:
     buffer, asked = found["buffer"], found["round"]
     # Under privacy it is not shown how many have answered.
     have = None if buffer is None or settings.privacy is not None else buffer["updates"]
-    return {
+    shown = {
         "federation": settings.federation.name,
         "id": identity.id,
         "state": "finished" if found["finished"] else "stopped",
@@ -70,3 +70,4 @@ def _from_journal(state: Path) -> dict[str, Any]:
         "kernels": "",
         "endpoint": "",
     }
+    return secrecy.status(shown) if settings.samples_workers else shown

@@ -5,7 +5,7 @@ Rules that hold here:
 - What was spent is read from the journal, what was promised from the state folder, and ε is computed from both
   now. Nothing that a broker said about itself is repeated.
 - Nothing in a statement depends on data. Where the unit is a worker it names the workers and how often each took
-  part, which is public there; where it is a record it tells neither.
+  part, which is public there; where it is a record, or a coin decides who is asked, it tells neither.
 - Without a `[privacy]` table nothing is promised, and it says so. A worker may have its own promise
   (`fedmq.worker.privacy`), which the broker cannot vouch for.
 """
@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from fedmq.fedcore import config as configs
-from fedmq.fedcore.config import Privacy
+from fedmq.fedcore.config import Privacy, SampledPrivacy
 from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.correlated import Bisr
@@ -25,6 +25,7 @@ from fedmq.fedcore.privacy.participation import participations_epsilon
 
 from .correlated_statement import Pattern, spent
 from .ledger import Ledger, read
+from .sampled_promise import SampledPromise, sampled_promise
 from .store.history import History
 from .store.state import read_identity
 
@@ -147,7 +148,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     version: int | None
     """The last one; None before the first."""
     finished: str | None
-    promise: Promise | WorkerPromise | None
+    promise: Promise | WorkerPromise | SampledPromise | None
     """None: nothing is promised."""
 
 
@@ -169,10 +170,13 @@ def statement(state: str | Path) -> Statement:
     noises = {(row["sigma"], row["clip_norm"]) for row in versions if row["privacy_steps"]}
     sigmas = {sigma for sigma, _ in noises}
     ledger = read(state)
-    promise: Promise | WorkerPromise | None = None
+    promise: Promise | WorkerPromise | SampledPromise | None = None
     if isinstance(config.privacy, Privacy):
         assert ledger is not None
         promise = _promise(config.privacy, ledger.noise_multiplier, summary["privacy_steps"], sigmas)
+    elif isinstance(config.privacy, SampledPrivacy):
+        assert ledger is not None
+        promise = sampled_promise(config.privacy, ledger.noise_multiplier, summary["privacy_steps"], sigmas)
     elif ledger is not None:
         promise = _worker_promise(ledger, noises)
     return Statement(

@@ -1,10 +1,11 @@
 """What `fedmq status` shows of a running broker, as far as its mind knows it. Pure.
 
-Under privacy nothing in it tells who contributed to a round.
+Under privacy nothing in it tells who contributed to a round; where a coin decides who is asked, nor who was asked.
 """
 
 from typing import Any
 
+from . import secrecy
 from .books import Books
 from .rounds import AsyncPlan, Round
 from .sessions import Phase, Worker
@@ -13,7 +14,7 @@ from .sessions import Phase, Worker
 def report(books: Books, now: float) -> dict[str, Any]:
     """The status as a map of plain values; times are seconds."""
     state, reason = condition(books, now)
-    return {
+    found = {
         "federation": books.config.federation.name,
         "id": books.federation,
         "state": state,
@@ -34,6 +35,7 @@ def report(books: Books, now: float) -> dict[str, Any]:
         "clip_norm": None if books.current is None else books.current.clip_norm,
         "ran_s": now - books.started,
     }
+    return secrecy.status(found) if books.config.samples_workers else found
 
 
 def condition(books: Books, now: float) -> tuple[str, str | None]:
@@ -59,8 +61,7 @@ def condition(books: Books, now: float) -> tuple[str, str | None]:
         if lacking and (spent or resting):
             return "stalled", f"needs {_workers(lacking)}: {_barred(books, spent, resting)}"
     elif books.plan.round is None and books.buffer.number == books.version:
-        able = [w for w, _ in books.workers.sessions() if w.soon("fit", now)]
-        lacking = books.plan.lacking(len(able))
+        lacking = books.plan.lacking(len(books.plan.candidates(books.workers, now)))
     else:
         current = books.plan.round
         if current is not None and current.row.extensions and not books.plan.private:

@@ -80,6 +80,8 @@ def progress(status: Status) -> str:
     if opened:
         have = "" if opened["have"] is None else f"{opened['have']} updates of "  # hidden under privacy
         left = f", {duration(opened['deadline_s'])} left" if opened["deadline_s"] is not None else ""
+        if opened["asked"] is None:  # hidden where a coin decides
+            return f"round {opened['number']}{left}"
         return f"round {opened['number']}: {have}{opened['asked']} asked, needs {opened['needed']}{left}"
     if buffer and buffer["of"] is not None:
         return f"buffer {buffer['number']}: {buffer['have']} of {buffer['of']} updates"
@@ -107,10 +109,9 @@ def worker_line(worker: Mapping[str, Any]) -> str:
     """One worker in one line."""
     what = f" on version {worker['version']}" if worker["version"] is not None else ""
     made = f", {worker['updates']} updates" if worker["updates"] is not None else ""  # hidden under privacy
+    since = f" for {duration(worker['since_s'])}" if worker["since_s"] is not None else ""  # likewise
     key = f", key {printable(worker['key'])}" if worker.get("key") else ""
-    return (
-        f"{printable(worker['name'])}: {worker['state']}{what} for {duration(worker['since_s'])}{made}{key}"
-    )
+    return f"{printable(worker['name'])}: {worker['state']}{what}{since}{made}{key}"
 
 
 def metrics(sources: Mapping[str, Mapping[str, float]]) -> str:

@@ -254,7 +254,9 @@ def _summary(journal: sqlite3.Connection, state: Path, now: float) -> Summary:
         waiting=journal.execute(f"{count} WHERE buffer >= ?", (version or 0,)).fetchone()[0],
         updates=journal.execute(count).fetchone()[0],
         privacy_steps=None if private is None else steps,
-        privacy_planned=private.steps if isinstance(private, configs.Privacy) else None,
+        privacy_planned=private.steps
+        if isinstance(private, configs.Privacy | configs.SampledPrivacy)
+        else None,
     )
 
 

@@ -16,6 +16,8 @@ from . import schema
 from .recovery import counts
 
 _HIDDEN_UNDER_PRIVACY = ("examples", "workers", "staleness_mean", "staleness_max", "update_norm")
+_HIDDEN_OF_A_SAMPLE = ("updates", "seconds")
+"""Besides, where a secret coin decided who was asked: how many came, and what takes longer with their number."""
 
 
 class History:
@@ -92,8 +94,9 @@ class History:
             ``version``, ``created_at`` (wall clock), ``digest`` (hex), ``updates``, ``examples``, ``workers``
             (how many), ``staleness_mean``, ``staleness_max``, ``seconds`` (of aggregation), ``update_norm``,
             ``sigma``, ``clip_norm`` (that it was made with, where it is adapted), ``privacy_steps``, and ``federated``
-            and ``broker`` (their metrics). Where a version cost privacy, ``examples``, ``workers``,
-            ``update_norm`` and both ``staleness`` are None.
+            and ``broker`` (their metrics). Where a version cost privacy, ``examples``, ``workers``, ``update_norm``
+            and both ``staleness`` are None; where a secret coin decided who was asked, ``updates`` and ``seconds``
+            as well.
         """
         with self._snapshot():
             metrics: dict[int, dict[str, dict[str, float]]] = {}
@@ -103,11 +106,13 @@ class History:
             for row in self._db.execute(
                 "SELECT version, created_at, digest, updates, examples, workers, staleness_mean,"
                 " staleness_max, seconds, update_norm, sigma, lag(clip_norm) OVER (ORDER BY version) AS clip_norm,"
-                " privacy_steps FROM versions ORDER BY version"
+                " privacy_steps, EXISTS (SELECT 1 FROM rounds WHERE buffer = version - 1 AND quorum = 0) AS is_sample"
+                " FROM versions ORDER BY version"
             ):
                 entry: dict[str, Any] = dict(row) | {"digest": row["digest"].hex()}
+                is_sample = entry.pop("is_sample")  # no other round may end with nobody
                 if entry["privacy_steps"]:
-                    entry |= dict.fromkeys(_HIDDEN_UNDER_PRIVACY)
+                    entry |= dict.fromkeys(_HIDDEN_UNDER_PRIVACY + (_HIDDEN_OF_A_SAMPLE if is_sample else ()))
                 for source in ("federated", "broker"):
                     entry[source] = metrics.get(entry["version"], {}).get(source, {})
                 rows.append(entry)

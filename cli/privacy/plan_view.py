@@ -57,6 +57,10 @@ def lines(plan: "Plan") -> Iterator[str]:
 
 def tables(plan: "Plan", mode: str) -> Iterator[str]:
     """What to put into federation.toml; nothing for what the broker does not do."""
+    everybody = mode == "sync" and plan.participation == "arrivals" and plan.most == plan.versions
+    if plan.participation == "poisson" or everybody:
+        yield from _rounds(plan, plan.sampling_rate or 1.0)
+        return
     if plan.participation != "arrivals" or mode != "async":
         return
     yield "[model]"
@@ -90,6 +94,28 @@ def tables(plan: "Plan", mode: str) -> Iterator[str]:
         yield f"versions = {plan.versions}"
         yield f"min_separation = {plan.separation}"
         yield f"bandwidth = {plan.bandwidth}"
+
+
+def _rounds(plan: "Plan", rate: float) -> Iterator[str]:
+    yield "[model]"
+    yield 'initial = "first.safetensors"  # or an app, "module:attribute"; not a worker\'s'
+    yield ""
+    yield "[mode]"
+    yield 'kind = "sync"'
+    yield "deadline_s = 600.0  # who has not answered by then counts as zero"
+    yield ""
+    yield "[stop]"
+    yield f"versions = {plan.versions}"
+    yield ""
+    yield "[privacy]"
+    yield 'unit = "worker"'
+    yield f"epsilon = {plan.epsilon_budget!r}"
+    yield f"delta = {plan.delta!r}"
+    yield "clip_norm = 1.0  # S: about the length of a usual update"
+    yield f"sampling_rate = {rate!r}"
+    yield f"steps = {plan.versions}"
+    yield f"divisor = {float(plan.cohort)!r}"
+    yield f"noise_multiplier = {plan.noise_multiplier!r}"
 
 
 def refusal(plan: "Plan") -> str:

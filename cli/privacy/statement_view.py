@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .rows import WIDTH, row
 
 if TYPE_CHECKING:
+    from fedmq.broker.sampled_promise import SampledPromise
     from fedmq.broker.statement import Promise, Statement, WorkerPromise
 
 _UPWARDS = Context(prec=6, rounding=ROUND_CEILING)
@@ -29,7 +30,7 @@ def lines(statement: "Statement") -> Iterator[str]:
     yield from _promised(statement.promise)
 
 
-def _promised(promise: "Promise | WorkerPromise") -> Iterator[str]:
+def _promised(promise: "Promise | WorkerPromise | SampledPromise") -> Iterator[str]:
     yield ""
     yield "promise"
     yield from row("unit", f"a {promise.unit}")
@@ -54,7 +55,8 @@ def _promised(promise: "Promise | WorkerPromise") -> Iterator[str]:
             yield from textwrap.wrap(item, WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
-def _constants(promise: "Promise | WorkerPromise") -> str:
+def _constants(promise: "Promise | WorkerPromise | SampledPromise") -> str:
+    from fedmq.broker.sampled_promise import SampledPromise
     from fedmq.broker.statement import WorkerPromise
 
     z = f"noise multiplier {promise.noise_multiplier:g}"
@@ -77,13 +79,18 @@ def _constants(promise: "Promise | WorkerPromise") -> str:
                 f"{pattern.bandwidth} versions mixed, sensitivity {pattern.sensitivity:.6g} clip norms"
             )
         )
+    if isinstance(promise, SampledPromise):
+        return (
+            f"{z}, clip norm {promise.clip_norm:g}, noise {promise.sigma:g} on the sum, sampling rate "
+            f"{promise.sampling_rate:g}, divisor {promise.divisor:g}"
+        )
     return (
         f"{z}, clip norm {promise.max_grad_norm:g}, noise {promise.sigma:g} on the sum, sampling rate "
         f"{promise.sampling_rate:g}, divisor {promise.divisor:g}, largest batch {promise.max_batch}"
     )
 
 
-def _broken(promise: "Promise | WorkerPromise") -> tuple[str, ...]:
+def _broken(promise: "Promise | WorkerPromise | SampledPromise") -> tuple[str, ...]:
     from fedmq.broker.statement import WorkerPromise
 
     if not isinstance(promise, WorkerPromise) or promise.correlated is None:
@@ -91,7 +98,7 @@ def _broken(promise: "Promise | WorkerPromise") -> tuple[str, ...]:
     return promise.correlated.broken
 
 
-def _spent(promise: "Promise | WorkerPromise") -> Iterator[str]:
+def _spent(promise: "Promise | WorkerPromise | SampledPromise") -> Iterator[str]:
     from fedmq.broker.statement import WorkerPromise
 
     if not isinstance(promise, WorkerPromise):

@@ -27,6 +27,7 @@ from .rule_tables import (
     TrimmedMean,
     UserRule,
 )
+from .sampled_privacy import SampledPrivacy
 from .tables import (
     Adagrad,
     Adam,
@@ -81,6 +82,7 @@ __all__ = [
     "Optimizer",
     "Privacy",
     "Rule",
+    "SampledPrivacy",
     "Security",
     "Sgd",
     "Stop",

@@ -25,6 +25,7 @@ from .clip_tables import AdaptiveClip
 from .correlated_table import Correlated
 from .model_table import Model
 from .rule_tables import RULES, Mean, UserRule
+from .sampled_privacy import SampledPrivacy, misplaced
 from .tables import (
     APP_PATTERN,
     Adagrad,
@@ -49,7 +50,7 @@ VARIANTS: dict[str, dict[str, type[Struct]]] = {
 }
 DEFAULT_KINDS = {"mode": AsyncMode.kind, "optimizer": Sgd.kind, "aggregate.rule": Mean.kind}
 UNITS: dict[str, type[Struct]] = {"record": Privacy, "worker": WorkerPrivacy}
-"""The [privacy] table by its `unit`."""
+"""The [privacy] table by its `unit`; in rounds that of a worker is `SampledPrivacy`."""
 SUBTABLES: dict[str, type[Struct]] = {
     "privacy.adaptive_clip": AdaptiveClip,
     "privacy.correlated": Correlated,
@@ -151,7 +152,8 @@ def parse(source: str | Mapping[str, object], *, base_dir: str | Path = ".") -> 
             values[name] = _task(given)
             continue
         given = following.get(name, {}) | dict(given)
-        values[name] = _table(name, given, base)
+        is_async = _is_async(tables.get("mode"))
+        values[name] = _table(name, given, base, is_async=is_async)
     return Config(**typing.cast("dict[str, typing.Any]", values))
 
 
@@ -185,7 +187,7 @@ def structs_of(table: str) -> tuple[type[Struct], ...]:
     if table == "task":
         return ()
     if table == "privacy":
-        return (*UNITS.values(), *SUBTABLES.values())
+        return (*UNITS.values(), SampledPrivacy, *SUBTABLES.values())
     found = typing.get_type_hints(Config)[table]
     assert isinstance(found, type)
     return (found, *RULES.values()) if table == "aggregate" else (found,)
@@ -265,7 +267,7 @@ def _rule(value: object, key: Key, base: Path) -> Struct:
     raise ConfigError(f"aggregate.rule is {_show(value)}; it may hold {may_hold(key)}")
 
 
-def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
+def _table(name: str, given: Mapping[str, object], base: Path, *, is_async: bool = True) -> Struct:
     """Check one table's keys and build its struct."""
     given = dict(given)
     kind: str | None = None
@@ -274,7 +276,7 @@ def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
         if not isinstance(wanted, str) or wanted not in VARIANTS[name]:
             raise ConfigError(f"{name}.kind is {_show(wanted)}; it may hold {_choices(VARIANTS[name])}")
         kind = wanted
-    struct = _private(given) if name == "privacy" else struct_of(name, kind)
+    struct = _private(given, is_async) if name == "privacy" else struct_of(name, kind)
     known = keys(struct)
     for key in given:
         if key not in known:
@@ -292,12 +294,19 @@ def _table(name: str, given: Mapping[str, object], base: Path) -> Struct:
     return struct(**values)
 
 
-def _private(given: Mapping[str, object]) -> type[Struct]:
-    """The struct of a [privacy] table, by its unit."""
+def _private(given: Mapping[str, object], is_async: bool) -> type[Struct]:
+    """The struct of a [privacy] table, by its unit and, of a worker's, by the mode."""
     unit = given.get("unit", "record")
     if not isinstance(unit, str) or unit not in UNITS:
         raise ConfigError(f"privacy.unit is {_show(unit)}; it may hold {_choices(UNITS)}")
-    return UNITS[unit]
+    if unit != "worker":
+        return UNITS[unit]
+    mine, other = (WorkerPrivacy, SampledPrivacy) if is_async else (SampledPrivacy, WorkerPrivacy)
+    for key in given:
+        said = None if key in keys(mine) else misplaced(key, "async" if is_async else "sync", keys(other))
+        if said is not None:
+            raise ConfigError(said)
+    return mine
 
 
 def _value(where: str, value: object, key: Key, base: Path) -> object:

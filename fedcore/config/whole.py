@@ -14,6 +14,7 @@ from . import correlated_table
 from .clip_tables import CLIP_MAX, CLIP_MIN, AdaptiveClip, check_count_noise
 from .model_table import Model
 from .rule_tables import UserRule, name_of
+from .sampled_privacy import SampledPrivacy
 from .tables import (
     MIB,
     Aggregate,
@@ -48,7 +49,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     optimizer: Optimizer = Sgd()
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
-    privacy: Privacy | WorkerPrivacy | None = None
+    privacy: Privacy | WorkerPrivacy | SampledPrivacy | None = None
     storage: Storage = Storage()
     network: Network = Network()
     security: Security = Security()
@@ -73,11 +74,16 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             return self.mode.max_staleness
         return 0
 
+    @property
+    def samples_workers(self) -> bool:
+        """Whether a secret coin decides whom a round asks: then nothing that is shown may tell of whom."""
+        return isinstance(self.privacy, SampledPrivacy)
+
 
 def _check_mode(config: Config) -> None:
     mode = config.mode
-    if not isinstance(mode, SyncMode):
-        return
+    if not isinstance(mode, SyncMode) or config.samples_workers:
+        return  # where a coin decides who is asked, `_check_privacy` says what these may be
     if 0 < mode.clients_per_round < mode.min_updates:
         raise ConfigError(
             f"mode.min_updates is {mode.min_updates}; it may be at most mode.clients_per_round, "
@@ -122,6 +128,9 @@ def _check_privacy(config: Config) -> None:
     if isinstance(privacy, WorkerPrivacy):
         _check_worker_privacy(config)
         return
+    if isinstance(privacy, SampledPrivacy):
+        _check_sampled_privacy(config, privacy)
+        return
     if not isinstance(config.mode, SyncMode):
         raise ConfigError('mode.kind is "async"; with [privacy] unit = "record" it must be "sync"')
     needs: list[tuple[str, object, object, str]] = [
@@ -135,11 +144,7 @@ def _check_privacy(config: Config) -> None:
         ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
     ]
     _demand(needs, "[privacy]")
-    if config.stop.versions > privacy.steps:
-        raise ConfigError(
-            f"stop.versions is {config.stop.versions}; it may be at most privacy.steps, "
-            f"which is {privacy.steps}: the budget is planned for that many"
-        )
+    _check_steps(config, privacy.steps)
 
 
 def _check_worker_privacy(config: Config) -> None:
@@ -152,14 +157,10 @@ def _check_worker_privacy(config: Config) -> None:
         )
     if not isinstance(mode, AsyncMode):
         raise ConfigError(
-            'mode.kind is "sync"; with [privacy] unit = "worker" it must be "async": rounds would need a secret '
-            "coin for each worker, which this version does not have"
+            'mode.kind is "sync"; with a cap of participations, [privacy] unit = "worker", it must be "async": in '
+            "rounds it is a secret coin that decides who takes part, with privacy.sampling_rate, steps and divisor"
         )
-    if config.model.source == "first-worker":
-        raise ConfigError(
-            'model.initial is "first-worker"; with [privacy] unit = "worker" it must name a file or an app: version 0 '
-            "would be what one worker sent, neither clipped nor noised"
-        )
+    _check_first_model(config)
     needs: list[tuple[str, object, object, str]] = [
         ("mode.one_per_worker", mode.one_per_worker, True, "two updates of a worker would weigh twice"),
         ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
@@ -181,6 +182,54 @@ def _check_adaptive_clip(table: WorkerPrivacy, clip: AdaptiveClip, divisor: floa
         )
     if table.noise_multiplier is not None:  # one that is calibrated is checked when it is known
         check_count_noise(clip, table.noise_multiplier, divisor)
+
+
+def _check_sampled_privacy(config: Config, privacy: SampledPrivacy) -> None:
+    """Likewise where a secret coin decides who is asked: nothing else may, nor who answered."""
+    mode = config.mode
+    if not isinstance(mode, SyncMode):
+        raise ConfigError(
+            'mode.kind is "async"; with a sampling rate, [privacy] unit = "worker", it must be "sync": workers that '
+            "come by themselves are no sample; there privacy.max_participations bounds what a worker spends"
+        )
+    _check_first_model(config)
+    needs: list[tuple[str, object, object, str]] = [
+        ("mode.clients_per_round", mode.clients_per_round, 0, "a coin for each worker decides who is asked"),
+        (
+            "mode.over_selection",
+            mode.over_selection,
+            1.0,
+            "nobody is asked besides those that the coin takes",
+        ),
+        ("mode.min_updates", mode.min_updates, 0, "a round must not depend on who answered"),
+        ("aggregate.rule", name_of(config.aggregate.rule), "mean", "the noise is that of a sum"),
+        ("aggregate.weight", config.aggregate.weight, "uniform", "how many examples there are is private"),
+        ("storage.durability", config.storage.durability, "fsync", "spent privacy must not be forgotten"),
+        ("evaluate.fraction", config.evaluate.fraction, 0, "workers' metrics would leak; use evaluate.app"),
+    ]
+    _demand(needs, '[privacy] unit = "worker"')
+    if not mode.deadline_s:
+        raise ConfigError(
+            'mode.deadline_s is 0, which is none; with [privacy] unit = "worker" there must be one: a round waits for '
+            "all that it asked, and nobody else can be asked"
+        )
+    _check_steps(config, privacy.steps)
+
+
+def _check_first_model(config: Config) -> None:
+    if config.model.source == "first-worker":
+        raise ConfigError(
+            'model.initial is "first-worker"; with [privacy] unit = "worker" it must name a file or an app: version 0 '
+            "would be what one worker sent, neither clipped nor noised"
+        )
+
+
+def _check_steps(config: Config, steps: int) -> None:
+    if config.stop.versions > steps:
+        raise ConfigError(
+            f"stop.versions is {config.stop.versions}; it may be at most privacy.steps, "
+            f"which is {steps}: the budget is planned for that many"
+        )
 
 
 def _demand(needs: list[tuple[str, object, object, str]], beside: str) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from .reading import DEFAULT_KINDS, SUBTABLES, VARIANTS, Key, keys, keys_of, may_hold, struct_of, table_names
 from .rule_tables import RULES, plain
+from .sampled_privacy import SampledPrivacy
 from .tables import Privacy, WorkerPrivacy
 from .whole import Config
 
@@ -31,6 +32,14 @@ _WORKER_PRIVACY_EXAMPLE = {"epsilon": 8.0, "delta": 1e-5, "clip_norm": 1.0, "max
 _SUBTABLE_EXAMPLES = {
     "privacy.adaptive_clip": {},
     "privacy.correlated": {"versions": 200, "min_separation": 10},
+}
+_SAMPLED_PRIVACY_EXAMPLE = {
+    "epsilon": 8.0,
+    "delta": 1e-5,
+    "clip_norm": 1.0,
+    "sampling_rate": 0.05,
+    "steps": 200,
+    "divisor": 100.0,
 }
 _RULE_EXAMPLE = {"byzantine": 1, "radius": 10.0, "max_norm": 1.0}
 
@@ -149,6 +158,11 @@ def _privacy_lines() -> Iterator[str]:
         yield from _about(struct, indent="# ")
         yield f"# [{name}]"
         yield from ("# " + line for line in key_lines(struct, _SUBTABLE_EXAMPLES[name]))
+    yield ""
+    yield from _about(SampledPrivacy)
+    yield '# The same unit with [mode] kind = "sync": a secret coin decides whom a round asks.'
+    yield "# [privacy]"
+    yield from ("# " + line for line in key_lines(SampledPrivacy, _SAMPLED_PRIVACY_EXAMPLE))
 
 
 def key_lines(struct: type[msgspec.Struct], given: Mapping[str, object] | None = None) -> Iterator[str]:

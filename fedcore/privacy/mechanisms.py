@@ -25,6 +25,7 @@ from ..errors import PrivacyError
 from .accounting import Spend
 from .adaptive import CLIP_MAX, CLIP_MIN, AdaptiveClipping, centred_count
 from .correlated_level import CorrelatedWorkerLevel
+from .sampled_workers import SampledWorkers
 
 __all__ = ["NOISE_NONCE", "Mechanism", "RecordLevel", "WorkerLevel", "frozen_digest", "noise_key"]
 
@@ -200,7 +201,7 @@ class WorkerLevel(msgspec.Struct, frozen=True):
         return 0.0 <= weight <= 1.0
 
 
-Mechanism = RecordLevel | WorkerLevel | CorrelatedWorkerLevel
+Mechanism = RecordLevel | WorkerLevel | CorrelatedWorkerLevel | SampledWorkers
 
 
 def frozen_digest(

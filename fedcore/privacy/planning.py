@@ -83,6 +83,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """k; None where the coin decides."""
     separation: int | None
     bandwidth: int | None
+    sampling_rate: float | None
+    """q; None where no coin decides."""
     epsilon_budget: float
     delta: float
     noise_multiplier: float
@@ -181,6 +183,7 @@ def plan(
         most=found.most,
         separation=found.separation,
         bandwidth=found.bandwidth,
+        sampling_rate=how.rate if isinstance(how, Poisson) else None,
         epsilon_budget=epsilon_target,
         delta=delta,
         noise_multiplier=found.noise_multiplier,

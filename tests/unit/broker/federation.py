@@ -4,6 +4,7 @@ The test decides when a commit is durable (`hold` and `commit`), when a fold is 
 (`wait`). Everything else is answered at once, as a body with infinitely fast disks would.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from fedmq.broker import mechanism
 from fedmq.broker.coordinator import Coordinator
 from fedmq.broker.events import (
     Action,
@@ -54,6 +56,7 @@ from fedmq.broker.tasks import TaskIds
 from fedmq.fedcore import wire
 from fedmq.fedcore.config import AsyncMode, Config, Model, SyncMode, WorkerPrivacy
 from fedmq.fedcore.config import Evaluate as EvaluateTable
+from fedmq.fedcore.privacy.sampled_workers import Coin
 
 M = TypeVar("M", bound=wire.Message)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -89,6 +92,8 @@ class Federation:
         What the journal holds at the start; None for version 0 and nothing else.
     model_bytes : int
         Of a version's file.
+    coin : Coin, optional
+        Where the config samples workers; by default one of a key of the federation's.
     """
 
     def __init__(
@@ -98,10 +103,12 @@ class Federation:
         elements: int = 4,
         rows: Iterable[Row] | None = None,
         model_bytes: int = 5000,
+        coin: Coin | None = None,
     ) -> None:
         self.config = config or asynchronous()
         self.elements = elements
         self.model_bytes = model_bytes
+        self.coin = coin or mechanism.coin(self.config, b"n" * 32)
         first = () if self.config.model.source == "first-worker" else (VersionRow(info=self.info(0)),)
         self.rows: list[Row] = list(first if rows is None else rows)
         self.now = 100.0
@@ -127,9 +134,10 @@ class Federation:
             self.now = min(self.now + TICK_S, end)
             self.tell(Tick())
 
-    def commit(self) -> None:
-        """Make everything durable that was handed to the journal."""
-        while self.pending:
+    def commit(self, most: float = math.inf) -> None:
+        """Make everything durable that was handed to the journal, or the first `most` commits of it."""
+        while self.pending and most > 0:
+            most -= 1
             commit = self.pending.popleft()
             self.rows += commit.rows
             self._carry_out(commit.then)
@@ -224,7 +232,8 @@ class Federation:
         self.replies: dict[int, dict[str, Any]] = {}
         self.exit: Exit | None = None
         self._ids = TaskIds(b"f" * 16, b"k" * 32, b"boot%04d" % self._lives)
-        self.mind = Coordinator(self.config, self._ids, "federation", self._recover(), self.now)
+        recovered = self._recover()
+        self.mind = Coordinator(self.config, self._ids, "federation", recovered, self.now, self.coin)
         self._carry_out(self.mind.start(self.now))
 
     def _recover(self) -> Recovered:

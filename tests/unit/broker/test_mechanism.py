@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from fedmq.broker.mechanism import mechanism
+from fedmq.broker.mechanism import coin, mechanism
 from fedmq.fedcore.config import (
     AdaptiveClip,
     Aggregate,
@@ -13,6 +13,7 @@ from fedmq.fedcore.config import (
     Evaluate,
     Model,
     Privacy,
+    SampledPrivacy,
     SyncMode,
     WorkerPrivacy,
 )
@@ -21,6 +22,7 @@ from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import RecordLevel, WorkerLevel
+from fedmq.fedcore.privacy.sampled_workers import SampledWorkers
 
 # q = 1, so that the exact Gaussian composition is enough: no accountant to load.
 TABLE = Privacy(
@@ -168,3 +170,47 @@ def test_a_count_that_would_cost_the_whole_budget_is_a_config_error(
     """z ≥ 2 σ_b, found when z is calibrated; it says what to raise."""
     with pytest.raises(ConfigError, match=said):
         mechanism(adaptive(buffer, clip))
+
+
+def sampled(rate: float = 1.0, noise_multiplier: float | None = None) -> Config:
+    """A federation of ε = 3 whose ten rounds ask each worker with this probability."""
+    return Config(
+        model=Model(initial="my_app:App"),
+        mode=SyncMode(),
+        aggregate=Aggregate(weight="uniform"),
+        evaluate=Evaluate(fraction=0.0),
+        privacy=SampledPrivacy(
+            epsilon=3.0,
+            delta=1e-5,
+            clip_norm=0.5,
+            sampling_rate=rate,
+            steps=10,
+            divisor=20.0,
+            noise_multiplier=noise_multiplier,
+        ),
+    )
+
+
+def test_a_sampled_workers_noise_pays_for_all_rounds() -> None:
+    """At q = 1 that of ten releases; a coin makes it less, by the accountant's word."""
+    found = mechanism(sampled())
+    assert isinstance(found, SampledWorkers)
+    assert 2.99 < gaussian_epsilon(found.noise_multiplier / 10**0.5, 1e-5) <= 3.0
+    assert (found.sigma, found.denominator) == (found.noise_multiplier * 0.5, 20.0)
+    enough = mechanism(sampled(rate=0.1, noise_multiplier=1.0))  # of which ten whole releases cost 26
+    assert enough.spend == Spend(1.0, 0.1)
+
+
+def test_a_sampled_workers_noise_that_passes_the_budget_is_refused() -> None:
+    """It names the rounds that it is too little for."""
+    with pytest.raises(PrivacyError, match=r"privacy\.steps = 10 cost epsilon"):
+        mechanism(sampled(noise_multiplier=2.0))
+
+
+def test_only_rounds_of_workers_have_a_coin() -> None:
+    """At the rate of the table, from the broker's own key."""
+    flipped = coin(sampled(rate=0.25), b"k" * 32)
+    assert flipped is not None
+    assert 150 < sum(flipped.takes(0, f"w{i}") for i in range(800)) < 250
+    assert coin(config(), b"k" * 32) is None
+    assert coin(workers(), b"k" * 32) is None

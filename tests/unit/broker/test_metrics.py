@@ -38,6 +38,7 @@ def test_the_page_has_every_metric() -> None:
             for label, values in metric.labels.items()
         )
         hidden = " *Not under privacy.*" if metric.hidden else ""
+        hidden += " *Not where workers are sampled.*" if metric.of_sample else ""
         expected.append((metric.name, metric.kind, listed, metric.help + hidden))
     assert rows == expected
 
@@ -62,6 +63,16 @@ def test_privacy_leaves_out_what_is_hidden() -> None:
     """Whatever the numbers say."""
     numbers: metrics.Numbers = {metric.name: 1.0 for metric in METRICS if not metric.labels}
     assert not [name for name in complete(numbers, private=True) if metrics.BY_NAME[name].hidden]
+
+
+def test_a_secret_coin_leaves_out_what_it_could_be_counted_from() -> None:
+    """Besides what privacy hides; what says how the broker does stays."""
+    numbers: metrics.Numbers = {metric.name: 1.0 for metric in METRICS if not metric.labels}
+    shown = complete(numbers, private=True, sampled=True)
+    assert not [name for name in shown if metrics.BY_NAME[name].hidden or metrics.BY_NAME[name].of_sample]
+    assert "fedmq_tasks_sent_total" not in shown
+    assert "fedmq_tasks_sent_total" in complete(numbers, private=True)
+    assert {"fedmq_version", "fedmq_sessions", "fedmq_privacy_steps_left"} <= shown.keys()
 
 
 def test_a_number_without_a_place_is_a_defect() -> None:

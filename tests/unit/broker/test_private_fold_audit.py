@@ -21,8 +21,9 @@ from fedmq.broker.rows import AcceptRow, VersionInfo
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.fedcore import config, kernels, model_file
-from fedmq.fedcore.privacy.accounting import gaussian_epsilon
-from fedmq.fedcore.privacy.mechanisms import RecordLevel
+from fedmq.fedcore.privacy.accounting import Spend, epsilon, gaussian_epsilon
+from fedmq.fedcore.privacy.mechanisms import Mechanism, RecordLevel
+from fedmq.fedcore.privacy.sampled_workers import Coin, SampledWorkers
 
 RUNS = 1200
 DELTA = 0.2
@@ -31,6 +32,8 @@ F32 = NDArray[np.float32]
 # A worker's whole update is clipped to S: a sum of one.
 WORKER = RecordLevel(max_grad_norm=0.5, noise_multiplier=0.8, sampling_rate=1.0, divisor=2.0, max_batch=1)
 RECORD = RecordLevel(max_grad_norm=0.5, noise_multiplier=0.8, sampling_rate=1.0, divisor=8.0, max_batch=8)
+# A worker that a secret coin asks now and then.
+SAMPLED = SampledWorkers(clip_norm=0.5, noise_multiplier=0.4, sampling_rate=0.3, divisor=2.0)
 
 
 def flat(*values: float) -> F32:
@@ -57,7 +60,7 @@ class Federation:
             version=0, digest=written.digest, size=written.size, layout=made.layout.digest, n=3
         )
 
-    def release(self, used: RecordLevel, updates: list[F32]) -> F32:
+    def release(self, used: Mechanism, updates: list[F32]) -> F32:
         """One version, with a master key that nobody knows."""
         rows = [row(number, update) for number, update in enumerate(updates)]
         job = plan_fold(
@@ -102,7 +105,7 @@ def outcomes(folder: Path, used: RecordLevel, canary: F32, versions: int) -> NDA
 
 def lower_bound(without: NDArray[np.float64], with_: NDArray[np.float64]) -> float:
     """ε is at least this with a confidence of 99.9 %: thresholds from one half of the runs, rates from the other."""
-    half = RUNS // 2
+    half = len(without) // 2
     thresholds = np.quantile(without[:half], [0.6, 0.7, 0.8, 0.9, 0.95, 0.98])
     return max(_bound(without[half:] > t, with_[half:] > t, 1e-3 / len(thresholds)) for t in thresholds)
 
@@ -144,3 +147,24 @@ def test_the_audit_catches_a_clip_that_is_too_wide(tmp_path: Path) -> None:
     wide = msgspec.structs.replace(WORKER, max_batch=3)
     found = audit(tmp_path, wide, (flat(0, 0, 0), flat(0, 0, 1000)), 1)
     assert found > gaussian_epsilon(WORKER.noise_multiplier, DELTA)
+
+
+def sampled(folder: Path, rate: float, canary: F32 | None) -> NDArray[np.float64]:
+    """The canary's coordinate in rounds, each with a coin of its own that asks the canary at this rate."""
+    federation = Federation(folder)
+    seen = []
+    for _ in range(RUNS // 3):
+        updates = [flat(0.1, 0.2, 0)]
+        if canary is not None and Coin(os.urandom(32), rate).takes(0, "w1"):
+            updates.append(canary)
+        seen.append(float(federation.release(SAMPLED, updates)[2]))
+    return np.array(seen)
+
+
+def test_a_secret_coin_hides_a_worker_as_well_as_is_claimed(tmp_path: Path) -> None:
+    """Whose update counts as zero is as if it were not there; a coin that asks always is found out."""
+    claimed = epsilon([Spend(SAMPLED.noise_multiplier, SAMPLED.sampling_rate)], DELTA)
+    without = sampled(tmp_path / "without", 1.0, None)
+    asked = sampled(tmp_path / "asked", SAMPLED.sampling_rate, flat(0, 0, 1000))
+    assert lower_bound(without, asked) < claimed
+    assert lower_bound(without, sampled(tmp_path / "always", 1.0, flat(0, 0, 1000))) > claimed

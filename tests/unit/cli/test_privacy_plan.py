@@ -36,8 +36,8 @@ def test_the_tables_are_a_config_of_that_plan(fedmq) -> None:
 
 
 def test_what_the_broker_does_not_do_has_no_table(fedmq) -> None:
-    """Rounds of everybody, say."""
-    out = fedmq("privacy", "plan", "--workers", 1000, "--versions", 50, "--mode", "sync", *BUDGET)[1]
+    """Rounds that a draw takes, and correlated noise."""
+    out = fedmq("privacy", "plan", *ENOUGH, "--correlated")[1]
     assert "[privacy]\n" not in out
     assert "no [privacy] table" in out
 
@@ -69,14 +69,24 @@ def test_a_delta_that_gives_a_worker_away_is_warned_of(fedmq) -> None:
 
 
 def test_rounds_may_be_sampled_or_whole(fedmq) -> None:
-    """A coin, a draw, or everybody."""
-    rounds = ("--workers", 1000, "--versions", 50, "--mode", "sync", *BUDGET, "--json")
-    coin = json.loads(fedmq("privacy", "plan", *rounds, "--sampling-rate", 0.1)[1])
-    draw = json.loads(fedmq("privacy", "plan", *rounds, "--clients-per-round", 100)[1])
-    everybody = json.loads(fedmq("privacy", "plan", *rounds)[1])
-    assert (coin["participation"], draw["participation"]) == ("poisson", "fixed")
-    assert coin["noise_multiplier"] < draw["noise_multiplier"] < everybody["noise_multiplier"]
-    assert (everybody["cohort"], everybody["most"]) == (1000, 50)
+    """A coin, a draw, or everybody; what a coin decides can be pasted, and is enough noise for the broker."""
+    rounds = ("privacy", "plan", "--workers", 1000, "--versions", 50, "--mode", "sync", *BUDGET)
+    coin = fedmq(*rounds, "--sampling-rate", 0.1)[1]
+    draw = json.loads(fedmq(*rounds, "--clients-per-round", 100, "--json")[1])
+    everybody = fedmq(*rounds)[1]
+    assert "a secret coin takes 100 of 1000 workers on average" in " ".join(coin.split())
+    assert draw["participation"] == "fixed"
+    noise = []
+    for out, rate in ((coin, 0.1), (everybody, 1.0)):
+        read = config.parse(out.split("for federation.toml\n")[1])
+        assert isinstance(read.privacy, config.SampledPrivacy)
+        assert (read.privacy.sampling_rate, read.privacy.steps, read.privacy.divisor) == (
+            rate,
+            50,
+            rate * 1000,
+        )
+        noise.append(mechanism(read).noise_multiplier)
+    assert noise[0] < draw["noise_multiplier"] < noise[1]
 
 
 def test_correlated_noise_says_what_has_to_be_kept(fedmq) -> None:

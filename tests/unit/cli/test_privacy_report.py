@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmq.broker.rows import AcceptRow, FreezeRow, VersionInfo, VersionRow
+from fedmq.broker.rows import AcceptRow, FreezeRow, RoundRow, VersionInfo, VersionRow
 from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.state import StateFolder
 from fedmq.fedcore import config
@@ -282,3 +282,58 @@ def test_a_charge_for_other_noise_is_said(fedmq, tmp_path: Path) -> None:
     assert "WARNING" in fedmq("privacy", "report", path)[1]
     paid = json.loads(fedmq("privacy", "report", path, "--json")[1])["promise"]["workers"]["a"]
     assert paid["epsilon"] == pytest.approx(dp.get_epsilon_gaussian(3.0 / math.sqrt(3), DELTA), rel=1e-9)
+
+
+def sampled_federation(folder: Path, releases: int = 3, **keys: object) -> Path:
+    """So many rounds of a federation whose coin asks workers; nobody was asked in any of them."""
+    path = folder / "state"
+    tables: dict[str, Any] = {
+        "federation": {"name": "wards", "state": path},
+        "model": {"initial": "my_app:App"},
+        "mode": {"kind": "sync"},
+        "privacy": {
+            "unit": "worker", "epsilon": 8.0, "delta": DELTA, "clip_norm": CLIP, "sampling_rate": RATE, "steps": 80,
+            "divisor": 10.0, **keys,
+        },
+    }  # fmt: skip
+    with StateFolder.open(path) as state:
+        state.settle(config.parse(tables, base_dir=folder), NOISE)
+        journal = Journal.open(state.journal)
+        for version in range(releases + 1):
+            info = VersionInfo(version=version, digest=bytes([version]), size=4, layout=b"", n=1)
+            if version:
+                opened = RoundRow(buffer=version - 1, cohort=("w1",), target=1, quorum=0, deadline_s=1.0)
+                journal.apply([opened, FreezeRow(buffer=version - 1, reason="deadline")])
+            row = VersionRow(
+                info=info, sigma=NOISE * CLIP if version else 0.0, privacy_steps=int(version > 0)
+            )
+            journal.apply([row])
+        journal.close()
+    return path
+
+
+def test_a_round_costs_each_worker_what_the_library_says(fedmq, tmp_path: Path) -> None:
+    """Whoever was asked: no worker is named, and each has paid for all rounds."""
+    promise = json.loads(fedmq("privacy", "report", sampled_federation(tmp_path), "--json")[1])["promise"]
+    assert promise["epsilon_spent"] == pytest.approx(librarys(3), rel=1e-9)
+    assert promise["epsilon_planned"] == pytest.approx(librarys(80), rel=1e-9)
+    assert (promise["releases"], promise["releases_planned"], promise["unit"]) == (3, 80, "worker")
+    assert promise["noise_agrees"] is True
+    assert "w1" not in json.dumps(promise)
+
+
+@pytest.mark.parametrize("wait_for", ["sample", "deadline"])
+def test_an_auditor_reads_what_the_coin_hides_and_from_whom(fedmq, tmp_path: Path, wait_for: str) -> None:
+    """That neighbours differ by one worker, that the coin is secret, and whether time tells."""
+    path = sampled_federation(tmp_path, releases=0, wait_for=wait_for)
+    text = " ".join(fedmq("privacy", "report", path)[1].split())
+    for words in (
+        "unit a worker",
+        "neighbours add or remove one worker",
+        "noise multiplier 7, clip norm 0.5, noise 3.5 on the sum, sampling rate 0.5, divisor 10",
+        "Poisson-sampled",
+        "for 80 releases",
+        "What workers that were asked learn by it",
+    ):
+        assert words in text
+    assert ("When a version is made: a round ends as soon as" in text) == (wait_for == "sample")

@@ -387,7 +387,6 @@ class TestWorkerPrivacy:
         ("table", "key", "value"),
         [
             ("model", "initial", "first-worker"),
-            ("mode", "kind", "sync"),
             ("mode", "one_per_worker", False),
             ("aggregate", "rule", "median"),
             ("aggregate", "weight", "examples"),
@@ -397,8 +396,7 @@ class TestWorkerPrivacy:
     )
     def test_what_the_ledger_assumes_is_enforced(self, table: str, key: str, value: object) -> None:
         """A file that contradicts it is refused by the name of the key, with the reason."""
-        given = {"kind": "sync"} if value == "sync" else {**WORKERS.get(table, {}), key: value}
-        said = error(WORKERS | {table: given})
+        said = error(WORKERS | {table: {**WORKERS.get(table, {}), key: value}})
         assert said.startswith(f"{table}.{key} is ")
         assert "with [privacy]" in said
 
@@ -450,8 +448,8 @@ class TestWorkerPrivacy:
 
     def test_the_units_have_keys_of_their_own(self) -> None:
         """A key of the other unit is no key, and an unknown unit is named with those that there are."""
-        assert error(WORKERS | {"privacy": {**WORKERS["privacy"], "steps": 3}}).startswith(
-            "privacy.steps is not"
+        assert error(WORKERS | {"privacy": {**WORKERS["privacy"], "max_batch": 3}}).startswith(
+            "privacy.max_batch is not"
         )
         said = error(WORKERS | {"privacy": {"unit": "person"}})
         assert said == 'privacy.unit is "person"; it may hold "record" or "worker"'
@@ -525,6 +523,81 @@ class TestAdaptiveClip:
             allowed, refused = config.changes(old, new)
             assert (allowed, [change.key for change in refused]) == ((), ["privacy.adaptive_clip"])
             assert config.fingerprint(old) != config.fingerprint(new)
+
+
+SAMPLED: dict[str, Any] = {
+    "model": {"initial": "my_app:App"},
+    "mode": {"kind": "sync"},
+    "privacy": {
+        "unit": "worker", "epsilon": 8, "delta": 1e-5, "clip_norm": 1,
+        "sampling_rate": 0.05, "steps": 200, "divisor": 10,
+    },
+}  # fmt: skip
+
+
+class TestSampledPrivacy:
+    """``[privacy] unit = "worker"`` in rounds: a secret coin decides who is asked, and nothing else may."""
+
+    def test_defaults_follow(self) -> None:
+        """Equal weights, no metrics, and a round is over when its sample has answered."""
+        found = config.parse(SAMPLED)
+        assert isinstance(found.privacy, config.SampledPrivacy)
+        assert (found.privacy.wait_for, found.privacy.noise_multiplier) == ("sample", None)
+        assert (found.aggregate.weight, found.evaluate.fraction) == ("uniform", 0)
+        assert found.samples_workers
+        assert not config.parse(WORKERS).samples_workers
+        assert config.parse(config.to_toml(found), base_dir=found.base_dir) == found
+
+    @pytest.mark.parametrize(
+        ("table", "key", "value"),
+        [
+            ("model", "initial", "first-worker"),
+            ("mode", "clients_per_round", 3),
+            ("mode", "over_selection", 1.3),
+            ("mode", "min_updates", 1),
+            ("mode", "deadline_s", 0),
+            ("aggregate", "rule", "median"),
+            ("aggregate", "weight", "examples"),
+            ("storage", "durability", "os"),
+            ("evaluate", "fraction", 0.5),
+            ("stop", "versions", 201),
+        ],
+    )
+    def test_what_the_accountant_assumes_is_enforced(self, table: str, key: str, value: object) -> None:
+        """A file that contradicts it is refused by the name of the key, with the reason."""
+        said = error(SAMPLED | {table: {**SAMPLED.get(table, {}), key: value}})
+        assert said.startswith(f"{table}.{key} is ")
+        assert ("with [privacy]" in said) == (table != "stop")
+        assert ": " in said
+
+    @pytest.mark.parametrize("key", ["sampling_rate", "steps", "divisor", "wait_for"])
+    def test_arrivals_are_no_sample(self, key: str) -> None:
+        """A key of rounds in an asynchronous file is told what it belongs to, and why."""
+        said = error(WORKERS | {"privacy": {**WORKERS["privacy"], key: 1}})
+        assert said.startswith(f'privacy.{key} belongs to mode.kind = "sync", but mode.kind is "async"')
+        assert "no sample" in said
+
+    def test_no_worker_has_a_cap_in_rounds(self) -> None:
+        """Each round costs all of them the same."""
+        said = error(SAMPLED | {"privacy": {**SAMPLED["privacy"], "max_participations": 10}})
+        assert said.startswith('privacy.max_participations belongs to mode.kind = "async"')
+        assert "privacy.steps bounds it" in said
+        assert error(WORKERS | {"mode": {"kind": "sync"}}).startswith("privacy.max_participations belongs to")
+
+    def test_a_table_without_its_mode_cannot_be_made(self) -> None:
+        """Whoever makes the config."""
+        coin, capped = config.parse(SAMPLED), config.parse(WORKERS)
+        for wrong in (
+            lambda: msgspec.structs.replace(coin, mode=capped.mode),
+            lambda: msgspec.structs.replace(capped, mode=coin.mode),
+        ):
+            with pytest.raises(ConfigError, match=r"mode\.kind is"):
+                config.Config(**msgspec.structs.asdict(wrong()))
+
+    @pytest.mark.parametrize("encoding", ["f16", "i8", "topk"])
+    def test_any_encoding_is_clipped(self, encoding: str) -> None:
+        """What the broker decodes is what it clips."""
+        assert config.parse(SAMPLED | {"aggregate": {"encoding": encoding}})
 
 
 class TestWriting:
