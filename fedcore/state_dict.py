@@ -11,6 +11,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,12 @@ def flatten(layout: Layout, tensors: Mapping[str, Array]) -> Flat:
 
 
 def delta(layout: Layout, base: Flat, trained: Mapping[str, Array]) -> Flat:
-    """What training changed: trained − base, a new float32[n].
+    """What training changed: trained − base, a new float32[n]; see `Change`."""
+    return Change(layout, base, trained)[:]
+
+
+class Change:
+    """What training changed, trained − base, computed where it is asked for: nothing is held of it.
 
     Parameters
     ----------
@@ -97,14 +103,38 @@ def delta(layout: Layout, base: Flat, trained: Mapping[str, Array]) -> Flat:
         Naming the first tensor that is missing, not in the layout, of another shape or of no
         numeric type.
     """
-    if base.shape != (layout.n,) or base.dtype != np.float32:
-        raise LayoutError(f"a base of {base.dtype}{list(base.shape)}, expected float32[{layout.n}]")
-    out = np.empty(layout.n, np.float32)
-    with np.errstate(all="ignore"):
-        for spec, array in _matched(layout, trained):
-            run = _run(spec)
-            np.subtract(array.reshape(-1), base[run], out=out[run], casting="same_kind")
-    return out
+
+    def __init__(self, layout: Layout, base: Flat, trained: Mapping[str, Array]) -> None:
+        if base.shape != (layout.n,) or base.dtype != np.float32:
+            raise LayoutError(f"a base of {base.dtype}{list(base.shape)}, expected float32[{layout.n}]")
+        self.size = layout.n
+        self._base = base
+        runs = [(_run(spec), array.reshape(-1)) for spec, array in _matched(layout, trained) if spec.size]
+        self._runs = sorted(runs, key=lambda run: run[0].start)
+        self._starts = [run.start for run, _ in self._runs]
+
+    def __getitem__(self, at: slice) -> Flat:
+        """Elements [start, stop), new."""
+        start, stop, _ = at.indices(self.size)
+        return self.into(np.empty(max(stop - start, 0), np.float32), start)
+
+    def into(self, out: Flat, start: int) -> Flat:
+        """Write the elements from `start` on over `out`, all of it, and return that."""
+        stop = start + out.size
+        at = max(bisect.bisect_right(self._starts, start) - 1, 0)
+        with np.errstate(all="ignore"):
+            for run, array in self._runs[at:]:
+                if run.start >= stop:
+                    break
+                first, last = max(run.start, start), min(run.stop, stop)
+                if first < last:
+                    np.subtract(
+                        array[first - run.start : last - run.start],
+                        self._base[first:last],
+                        out=out[first - start : last - start],
+                        casting="same_kind",
+                    )
+        return out
 
 
 def _run(spec: TensorSpec) -> slice:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from fedmq.fedcore import wire
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.inbox import Inbox
 
@@ -206,7 +207,7 @@ class Body:
     def _send_stored(self, action: SendStored) -> None:
         task = action.message.task
 
-        def payload() -> bytes:
+        def payload() -> wire.Frame:
             try:
                 return self._outbox.read(task, action.offset, action.length)
             except StateError as error:

@@ -11,7 +11,7 @@ Rules that hold here:
 - Nothing is said about what is in it until `open` has compared the whole file with its digest, once per
   process. So a file that a crash, a disk or a person damaged is found out before an app trains on it.
 - An open model stays mapped and unchanged while its app runs, even when it is deleted meanwhile.
-- `open` is called by the app's thread, the rest by the I/O thread.
+- `open` and `writable` are called by the app's thread, the rest by the I/O thread.
 """
 
 import mmap
@@ -105,6 +105,22 @@ class ModelCache:
                 self._decoded[digest] = known
         return known[1]
 
+    def writable(self, digest: bytes, encoding: str = "f32") -> memoryview:
+        """The same of a model that was opened, for somebody who may write into it: nobody else sees what he writes.
+
+        Of a mapped one a page is copied when it is written. So an app that copies its weights elsewhere, as one of
+        torch's does, takes no second copy of the model; one that trains in place pays a page fault for each page.
+
+        Raises
+        ------
+        ModelError
+            When it is not there.
+        """
+        if encoding != "f32":  # what it was decoded into has no name to be mapped by once more
+            return memoryview(bytearray(self.open(digest, encoding)))
+        small = self._small.get(digest)
+        return self._mapped(digest, mmap.ACCESS_COPY) if small is None else memoryview(bytearray(small))
+
     def delete(self, digest: bytes) -> None:
         """Forget a model; an unknown one is no error."""
         self._verified.discard(digest)
@@ -128,10 +144,10 @@ class ModelCache:
         except OSError as error:
             raise StateError(f"the model cannot be stored: {error.strerror}") from error
 
-    def _mapped(self, digest: bytes) -> memoryview:
+    def _mapped(self, digest: bytes, access: int = mmap.ACCESS_READ) -> memoryview:
         try:
             with self._file(digest).open("rb", buffering=0) as file:
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                return memoryview(mmap.mmap(file.fileno(), 0, access=access))
         except (OSError, ValueError) as error:
             raise ModelError(f"the model {digest.hex()} is not in the cache: {error}") from error
 

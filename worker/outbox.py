@@ -17,6 +17,7 @@ Rules that hold here:
 import errno
 import itertools
 import logging
+import mmap
 import os
 import struct
 from collections.abc import Iterable
@@ -95,8 +96,8 @@ class Outbox:
             self.delete(entry.task)
             raise
 
-    def read(self, task: bytes, offset: int, length: int) -> bytes:
-        """Bytes of a payload.
+    def read(self, task: bytes, offset: int, length: int) -> bytes | memoryview:
+        """Bytes of a payload; of one in a file of its own, mapped for as long as the view lives.
 
         Raises
         ------
@@ -108,7 +109,8 @@ class Outbox:
             return small[offset : offset + length]
         try:
             with self._file(task).open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), length, offset)
+                is_whole = os.fstat(file.fileno()).st_size >= offset + length
+                data = _mapped(file.fileno(), offset, length) if is_whole else b""
         except OSError as error:
             raise StateError(
                 f"a result in the outbox cannot be read: {error.strerror} ({self._path})"
@@ -179,3 +181,12 @@ class Outbox:
 
     def _file(self, task: bytes) -> Path:
         return self._path / (task.hex() + RESULT)
+
+
+def _mapped(fd: int, offset: int, length: int) -> memoryview:
+    """Sent from where they lie in the page cache, bytes are not copied once more."""
+    if length == 0:  # which cannot be mapped
+        return memoryview(b"")
+    before = offset % mmap.ALLOCATIONGRANULARITY
+    view = memoryview(mmap.mmap(fd, before + length, access=mmap.ACCESS_READ, offset=offset - before))
+    return view[before:]

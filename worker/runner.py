@@ -4,7 +4,8 @@ Rules that hold here:
 
 - All of it happens in one thread, the caller's (`Worker.run`) or the runner's own (`Worker.start`). The
   I/O thread hands over a job and goes on; training never delays a heartbeat.
-- The app gets weights of its own, writable. The base stays mapped, and the delta is taken against that.
+- The app gets weights of its own, writable: pages of the mapped model that are copied when they are written. The
+  base stays mapped, and the delta is taken against that.
 - Whatever an app raises ends its task and nothing else. It stands in the worker's own log, with its traceback
   where that shows debug messages; the broker is told the exception's type and place, because a message may quote
   the data. An app that wants to tell the broker more raises `ClientAppError`, whose text is passed on.
@@ -161,24 +162,28 @@ class Runner:
         context = self._context(job)
         file = self._open(job.task)
         layout = self._layout_of(file)
-        weights = state_dict.unpack(layout, file)
+        weights = state_dict.unpack(layout, self._writable(job.task), copy=False)
         if job.task.kind == "evaluate":
             result = check_evaluation(self._app.evaluate(weights, context))
             return self._outbox.put(_entry(job, result.examples, result.metrics))
         fit = check_fit(self._app.fit(weights, context), self._like)
-        delta = state_dict.delta(layout, layout.flat(file), fit.weights)
+        delta = self._delta(job.task, state_dict.Change(layout, layout.flat(file), fit.weights))
         entry = _entry(job, fit.examples, fit.metrics)
-        del weights, fit  # the delta is all that is needed: half the memory while it is encoded
+        del weights, fit  # where the delta is computed already, it is all that is needed
         try:
             return self._outbox.put(entry, self._payload(job, delta))
         except BaseException:
             self._feedback.discard()
             raise
 
-    def _payload(self, job: Job, delta: Flat) -> Iterator[bytes]:
+    def _delta(self, task: wire.Task, change: state_dict.Change) -> Flat | state_dict.Change:
+        """As one vector where an encoding looks at it more than once, or feedback is added to it."""
+        return change[:] if task.encoding == "topk" or _feeds_back(task) else change
+
+    def _payload(self, job: Job, delta: Flat | state_dict.Change) -> Iterator[bytes | memoryview]:
         """The delta's bytes, tile by tile; with feedback, those of what earlier ones left out as well."""
         task = job.task
-        if not task.feedback or task.encoding == "f32":
+        if isinstance(delta, state_dict.Change) or not _feeds_back(task):
             yield from encoded(delta, task.encoding, task.seed, keep=task.keep)
             return
         draft = self._feedback.begin(task.task, job.federation, task.layout or b"", task.version, delta)
@@ -202,9 +207,15 @@ class Runner:
         )
 
     def _open(self, task: wire.Task) -> memoryview:
+        return self._of_cache(task, self._models.open)
+
+    def _writable(self, task: wire.Task) -> memoryview:
+        return self._of_cache(task, self._models.writable)
+
+    def _of_cache(self, task: wire.Task, get: Callable[[bytes, str], memoryview]) -> memoryview:
         assert task.digest is not None
         try:
-            return self._models.open(task.digest, task.model or "f32")
+            return get(task.digest, task.model or "f32")
         except ModelError as error:
             log.warning("%s", error)
             raise _Broken(task.digest) from error
@@ -227,6 +238,10 @@ class _Broken(Exception):
     def __init__(self, digest: bytes) -> None:
         super().__init__(digest.hex())
         self.digest = digest
+
+
+def _feeds_back(task: wire.Task) -> bool:
+    return bool(task.feedback) and task.encoding != "f32"  # which leaves nothing out
 
 
 def _entry(job: Job, examples: int, metrics: dict[str, float]) -> Entry:

@@ -52,7 +52,7 @@ _MONITORED: Final = (
 # As zmq.utils.monitor does it, which would load asyncio.
 _MONITOR_EVENT: Final = struct.Struct("=hi")
 
-Payload = Callable[[], bytes]
+Payload = Callable[[], wire.Frame]
 
 
 class CurveKeys(msgspec.Struct, frozen=True):
@@ -222,7 +222,7 @@ class Transport:
         while self._queue:
             frames = self._head or self._encode_head()
             try:
-                # Large ones go from where they lie: the bytes object lives until it is sent.
+                # Large ones go from where they lie: the bytes, or their mapping, live until they are sent.
                 dealer.send_multipart(frames, zmq.NOBLOCK, copy=len(frames[-1]) < ZERO_COPY)
             except zmq.Again:
                 self._head = frames

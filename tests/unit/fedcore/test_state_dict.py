@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from fedmq.fedcore import model_file
 from fedmq.fedcore.errors import LayoutError, ModelError
 from fedmq.fedcore.layout import Array, Layout
-from fedmq.fedcore.state_dict import delta, flatten, unflatten, unpack
+from fedmq.fedcore.state_dict import Change, delta, flatten, unflatten, unpack
 
 SHARED = np.arange(4, dtype=np.float32).reshape(2, 2)
 MODEL: dict[str, Array] = {
@@ -94,6 +94,24 @@ def test_a_delta_is_trained_minus_base(data: st.DataObject) -> None:
     out = delta(layout, flatten(layout, model), trained)
     assert out.dtype == np.float32
     assert out.tolist() == [1.0] * layout.n
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 20))
+def test_a_change_may_be_looked_at_piece_by_piece(sizes: list[int], step: int) -> None:
+    """Wherever pieces and tensors begin and end, the pieces make the whole, and nothing else is written."""
+    model = {str(i): np.full(size, i, np.float32) for i, size in enumerate(sizes)}
+    layout = Layout.of(model)
+    trained = {name: array + np.arange(array.size, dtype=np.float32) for name, array in model.items()}
+    change = Change(layout, flatten(layout, model), trained)
+    whole = flatten(layout, trained) - flatten(layout, model)
+    assert change.size == layout.n
+    assert change[:].tolist() == whole.tolist()
+    for start in range(0, layout.n, step):
+        assert change[start : start + step].tolist() == whole[start : start + step].tolist()
+        own = np.full(step + 1, -7, np.float32)
+        piece = change.into(own[: min(step, layout.n - start)], start)
+        assert piece.base is own
+        assert own[piece.size :].tolist() == [-7] * (own.size - piece.size)
 
 
 def test_floats_of_any_width_are_subtracted_before_rounding() -> None:

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from fedmq.fedcore import kernels
 from fedmq.fedcore.codecs import ENCODINGS, TOPK_BLOCK
+from fedmq.fedcore.errors import ClientAppError
+from fedmq.fedcore.layout import Layout
+from fedmq.fedcore.state_dict import Change, flatten
 from fedmq.worker import compression
 from fedmq.worker.compression import encoded
 
@@ -40,6 +43,30 @@ def test_what_is_said_and_what_is_left_out_make_the_delta(
     np.testing.assert_allclose(said + np.concatenate(left), delta, rtol=1e-6, atol=1e-9)
     silent = said == 0
     assert (np.concatenate(left)[silent] == delta[silent]).all()
+
+
+@pytest.mark.parametrize("encoding", ["f32", "f16", "bf16", "i8"])
+def test_a_change_is_encoded_as_its_delta_is(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, though it is never there as a whole."""
+    monkeypatch.setattr(compression, "TILE", 2048)
+    monkeypatch.setattr(compression, "PLAIN_TILE", 1000)
+    rng = np.random.default_rng(4)
+    base = {"a": rng.normal(size=1500).astype(np.float32), "b": rng.normal(size=4000).astype(np.float32)}
+    trained = {name: array * np.float32(1.5) for name, array in base.items()}
+    layout = Layout.of(base)
+    change = Change(layout, flatten(layout, base), trained)
+    sent = b"".join([bytes(chunk) for chunk in encoded(change, encoding, seed=3)])
+    assert sent == b"".join(encoded(change[:], encoding, seed=3))
+
+
+def test_a_change_beyond_float32_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two finite models can be further apart than any float32."""
+    monkeypatch.setattr(compression, "PLAIN_TILE", 2)
+    most = np.finfo(np.float32).max
+    base, trained = ({"w": np.array([0, 1, 2, x], np.float32)} for x in (-most, most))
+    layout = Layout.of(base)
+    with pytest.raises(ClientAppError, match="further than its encoding can say"):
+        list(encoded(Change(layout, flatten(layout, base), trained), "f32", seed=3))
 
 
 VALUES = st.one_of(

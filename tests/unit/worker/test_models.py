@@ -39,6 +39,26 @@ def test_an_open_model_is_read_only_and_outlives_its_file(tmp_path: Path) -> Non
     assert cache.lengths() == {}
 
 
+@pytest.mark.parametrize("is_small", [False, True])
+def test_what_is_written_into_a_writable_model_nobody_else_sees(tmp_path: Path, is_small: bool) -> None:
+    """Not the base, not the file, not the next one who asks; and it outlives its file."""
+    cache = ModelCache(tmp_path)
+    if is_small:
+        cache.keep(DIGEST, memoryview(FILE))
+    else:
+        cache.append(DIGEST, 0, memoryview(FILE))
+    opened = cache.open(DIGEST)
+    own, other = cache.writable(DIGEST), cache.writable(DIGEST)
+    own[0] ^= 1
+    assert bytes(own) == bytes([FILE[0] ^ 1]) + FILE[1:]
+    assert opened == other == cache.open(DIGEST) == FILE
+    cache.delete(DIGEST)
+    own[1] ^= 1
+    assert other == FILE
+    with pytest.raises(ModelError, match="not in the cache"):
+        cache.writable(DIGEST)
+
+
 def test_a_file_that_is_not_its_digest_is_refused(tmp_path: Path) -> None:
     """Whether it was changed on disk or came so over the wire."""
     cache = ModelCache(tmp_path)

@@ -219,6 +219,16 @@ def test_an_error_while_encoding_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bytes_that_are_being_sent_outlive_their_result(tmp_path: Path) -> None:
+    """They are mapped, from any offset, not copied; a result that is deleted meanwhile changes nothing in them."""
+    outbox = Outbox(tmp_path)
+    outbox.put(an_entry(), [LARGE])
+    views = [outbox.read(b"t", offset, 5000) for offset in (0, 1, 4095, 4096, 10_001)]
+    assert outbox.read(b"t", 7, 0) == b""
+    outbox.delete(b"t")
+    assert [bytes(view) for view in views] == [LARGE[o : o + 5000] for o in (0, 1, 4095, 4096, 10_001)]
+
+
 def test_bytes_that_are_gone_are_a_clear_error(tmp_path: Path) -> None:
     """For the mind, which has the task failed."""
     Outbox(tmp_path).put(an_entry(), [LARGE])
