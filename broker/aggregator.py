@@ -371,7 +371,9 @@ def _plan_private(
             mechanism.max_update_norm,
             sigma,
             key,
-            charged=None if isinstance(mechanism, RecordLevel | SampledWorkers) else mechanism.noise_multiplier,
+            charged=None
+            if isinstance(mechanism, RecordLevel | SampledWorkers)
+            else mechanism.noise_multiplier,
             next_clip_norm=(
                 None if adaptive is None else adaptive.next_clip_norm((row.norm for row in rows), key)
             ),

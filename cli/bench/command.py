@@ -79,6 +79,20 @@ def bench() -> None:
     help="Whether what is accepted survives a power cut.",
 )
 @click.option(
+    "--encoding",
+    type=click.Choice(["f32", "f16", "bf16", "i8"]),
+    default="f32",
+    show_default=True,
+    help="What updates travel as.",
+)
+@click.option(
+    "--downlink",
+    type=click.Choice(["f32", "f16", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="What the model travels as.",
+)
+@click.option(
     "--flower/--no-flower",
     default=None,
     help="Whether to measure Flower's gRPC stream beside it.  [default: where it is installed]",
@@ -94,6 +108,8 @@ def federation(
     buffer: int | None,
     slots: int,
     durability: str,
+    encoding: str,
+    downlink: str,
     flower: bool | None,
     folder: Path | None,
     json_file: Path | None,
@@ -109,6 +125,7 @@ def federation(
       fedmq bench federation
       fedmq bench federation --n 100000000 --durability os
       fedmq bench federation --workers 8 --mode async --buffer 64 --slots 3
+      fedmq bench federation --n 10000000 --workers 4 --encoding f16 --downlink f16
     """
     import msgspec
 
@@ -126,6 +143,8 @@ def federation(
             durability=kind,
             buffer=buffer or 0,
             slots=slots,
+            encoding=encoding,
+            downlink=downlink,
         )
         for kind in (("os", "fsync") if durability == "both" else (durability,))
     ]
@@ -146,6 +165,8 @@ def federation(
         "n": n,
         "workers": workers,
         "mode": mode,
+        "encoding": encoding,
+        "downlink": downlink,
         "machine": platform.platform(),
         "runs": [_document(measured) for measured in found],
         "flower": None if peer is None else msgspec.structs.asdict(peer),
@@ -340,7 +361,8 @@ def _write(
     if write_json(document, json_file):
         return
     crowd = f"{document['workers']} worker{'' if document['workers'] == 1 else 's'}"
-    click.echo(f"{document['n']} floats, {crowd}, {document['mode']}, no training")
+    sent = f"{document['encoding']} up, {document['downlink']} down"
+    click.echo(f"{document['n']} floats, {crowd}, {document['mode']}, {sent}, no training")
     for measured in found:
         click.echo()
         click.echo("\n".join(lines(measured)))

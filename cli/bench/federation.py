@@ -61,6 +61,10 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     buffer: int = 0
     """Of the asynchronous mode; 0 for as many updates as there are workers."""
     slots: int = 2
+    encoding: str = "f32"
+    """Of the updates."""
+    downlink: str = "f32"
+    """Of the model."""
 
     @property
     def warm_up(self) -> int:
@@ -75,9 +79,10 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
             mode = {"kind": "async", "buffer": buffer, "concurrency": self.workers * self.slots}
         return {
             "federation": {"name": "bench"},
-            "model": {"initial": APP, "max_bytes": 4 * self.n + (1 << 20)},
+            "model": {"initial": APP, "max_bytes": 4 * self.n + (1 << 20), "downlink": self.downlink},
             "mode": mode,
             "task": {"n": self.n},
+            "aggregate": {"encoding": self.encoding},
             "evaluate": {"every": 0},
             "stop": {"versions": self.warm_up + self.rounds},
             "storage": {"durability": self.durability},

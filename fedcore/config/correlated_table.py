@@ -44,14 +44,12 @@ class Correlated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = None
 
 
-def check(table: Correlated, mode_kind: str, stop_versions: int, adaptive: object = None) -> None:
+def check(table: Correlated, stop_versions: int, adaptive: object = None) -> None:
     """Hold the rest of a file to what the claim assumes.
 
     Parameters
     ----------
     table : Correlated
-    mode_kind : str
-        Of `[mode]`.
     stop_versions : int
         Of `[stop]`; 0 is no limit, and then T is the limit.
     adaptive : table or None
@@ -62,16 +60,11 @@ def check(table: Correlated, mode_kind: str, stop_versions: int, adaptive: objec
     ConfigError
         Naming the key, what it holds, what it may hold, and why.
     """
-    for problem in _problems(table, mode_kind, stop_versions, adaptive):
+    for problem in _problems(table, stop_versions, adaptive):
         raise ConfigError(problem)
 
 
-def _problems(table: Correlated, mode_kind: str, stop_versions: int, adaptive: object) -> Iterator[str]:
-    if mode_kind != "async":
-        yield (
-            f'mode.kind is "{mode_kind}"; with [privacy.correlated] it must be "async": a worker that a coin takes '
-            "cannot be kept from two versions in a row without telling who was taken"
-        )
+def _problems(table: Correlated, stop_versions: int, adaptive: object) -> Iterator[str]:
     if adaptive is not None:
         yield (
             "[privacy.correlated] and a clip norm that adapts exclude each other: what a version takes back must be as "

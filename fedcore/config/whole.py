@@ -151,15 +151,13 @@ def _check_worker_privacy(config: Config) -> None:
     """Likewise where the unit is a worker. Any encoding will do: the broker clips the numbers that it decodes."""
     mode = config.mode
     assert isinstance(config.privacy, WorkerPrivacy)
-    if config.privacy.correlated is not None:
-        correlated_table.check(
-            config.privacy.correlated, mode.kind, config.stop.versions, config.privacy.adaptive_clip
-        )
     if not isinstance(mode, AsyncMode):
         raise ConfigError(
             'mode.kind is "sync"; with a cap of participations, [privacy] unit = "worker", it must be "async": in '
             "rounds it is a secret coin that decides who takes part, with privacy.sampling_rate, steps and divisor"
         )
+    if config.privacy.correlated is not None:
+        correlated_table.check(config.privacy.correlated, config.stop.versions, config.privacy.adaptive_clip)
     _check_first_model(config)
     needs: list[tuple[str, object, object, str]] = [
         ("mode.one_per_worker", mode.one_per_worker, True, "two updates of a worker would weigh twice"),

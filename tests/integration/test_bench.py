@@ -94,7 +94,9 @@ def test_a_small_run_for_people(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("10 floats, 1 worker, sync, no training\n\ndurability  os\nround  ")
+    assert done.stdout.startswith(
+        "10 floats, 1 worker, sync, f32 up, f32 down, no training\n\ndurability  os\nround  "
+    )
     assert "RssAnon" in done.stdout
     assert "bar" not in done.stdout
     assert "os: version 6 of 6" in done.stderr

@@ -230,6 +230,8 @@ def _with_downlink(rng: random.Random, config: Config) -> Config:
     if isinstance(config.optimizer, FedAsync) or rng.random() < 0.7:
         return config
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, downlink="f16"))
+
+
 def _with_parts(rng: random.Random, config: Config, workers: int) -> Config:
     """Now and then an asynchronous federation by its means as one that charges workers for their parts in versions.
 

@@ -32,12 +32,15 @@ def history(*made: float) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("durability", ["os", "fsync"])
 def test_the_tables_are_a_valid_federation(mode: str, durability: str) -> None:
     """With no evaluation, and as many versions as are warmed up with and counted."""
-    setting = Setting(n=1000, workers=2, rounds=30, mode=mode, durability=durability)
+    setting = Setting(
+        n=1000, workers=2, rounds=30, mode=mode, durability=durability, encoding="i8", downlink="bf16"
+    )
     made = config.parse(setting.tables(), base_dir=".")
     assert made.mode.kind == mode
     assert made.evaluate.every == 0
     assert made.stop.versions == setting.warm_up + setting.rounds == 33
     assert made.storage.durability == durability
+    assert (made.aggregate.encoding, made.model.downlink) == ("i8", "bf16")
 
 
 def test_warm_up_is_not_counted() -> None:

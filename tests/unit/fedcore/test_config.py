@@ -434,17 +434,23 @@ class TestWorkerPrivacy:
                 {"stop": {"versions": 10}},
                 "stop.versions is 10; it may be",
             ),
-            (
-                {"versions": 9, "min_separation": 1},
-                {"mode": {"kind": "sync"}},
-                'mode.kind is "sync"; with [privacy.correlated] it must be "async": a worker that a coin takes',
-            ),
         ],
     )
     def test_what_correlated_noise_goes_with(self, table: object, others: dict[str, Any], said: str) -> None:
         """Refused by the name of the key, with the reason."""
         privacy = {**WORKERS["privacy"], "correlated": table}
         assert error(WORKERS | {"privacy": privacy} | others).startswith(said)
+
+    def test_correlated_noise_wants_a_constant_clip_norm(self) -> None:
+        """What a version takes back must be as large as what was added."""
+        both = {"correlated": {"versions": 9, "min_separation": 1}, "adaptive_clip": {}}
+        said = error(WORKERS | {"privacy": {**WORKERS["privacy"], **both}})
+        assert said.startswith("[privacy.correlated] and a clip norm that adapts exclude each other")
+
+    def test_correlated_noise_is_not_of_rounds(self) -> None:
+        """A coin decides there, and nobody can be kept from two rounds in a row without telling whom it took."""
+        said = error(SAMPLED | {"privacy": {**SAMPLED["privacy"], "correlated": {}}})
+        assert said.startswith('privacy.correlated belongs to mode.kind = "async", but mode.kind is "sync"')
 
     def test_the_units_have_keys_of_their_own(self) -> None:
         """A key of the other unit is no key, and an unknown unit is named with those that there are."""

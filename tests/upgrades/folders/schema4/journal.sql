@@ -1,0 +1,133 @@
+PRAGMA application_id = 1179472177;
+PRAGMA user_version = 4;
+BEGIN TRANSACTION;
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO "counters" VALUES('accepted',5);
+INSERT INTO "counters" VALUES('bytes_down',2417);
+INSERT INTO "counters" VALUES('bytes_up',1177);
+CREATE TABLE evaluations (
+    task      BLOB PRIMARY KEY,
+    worker    TEXT NOT NULL,
+    version   INTEGER NOT NULL REFERENCES versions (version),
+    examples  INTEGER NOT NULL,
+    metrics   TEXT NOT NULL
+);
+CREATE TABLE evicted (worker TEXT PRIMARY KEY, evicted_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE frozen (
+    buffer     INTEGER PRIMARY KEY,
+    reason     TEXT NOT NULL,
+    frozen_at  REAL NOT NULL
+);
+INSERT INTO "frozen" VALUES(0,'complete',1.79555748255324649814e+09);
+INSERT INTO "frozen" VALUES(1,'complete',1.79555748255967473989e+09);
+CREATE TABLE ledger (
+    worker          TEXT PRIMARY KEY,
+    participations  INTEGER NOT NULL,
+    spent           REAL NOT NULL  -- the sum of 1 / z² over them: what composes exactly
+, last_version INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE left_out (
+    buffer   INTEGER NOT NULL,
+    worker   TEXT NOT NULL,
+    reason   TEXT NOT NULL,
+    left_at  REAL NOT NULL,
+    PRIMARY KEY (buffer, worker)
+) WITHOUT ROWID;
+CREATE TABLE metrics (
+    version   INTEGER NOT NULL REFERENCES versions (version),
+    source    TEXT NOT NULL,
+    metrics   TEXT NOT NULL,
+    examples  INTEGER NOT NULL,
+    workers   INTEGER NOT NULL,
+    PRIMARY KEY (version, source)
+) WITHOUT ROWID;
+CREATE TABLE payloads (
+    id    INTEGER PRIMARY KEY REFERENCES updates (id),
+    data  BLOB NOT NULL
+);
+INSERT INTO "payloads" VALUES(1,X'0000803F0000803F0000803F0000803F0000803F0000803F0000803F0000803F');
+INSERT INTO "payloads" VALUES(2,X'0000004000000040000000400000004000000040000000400000004000000040');
+INSERT INTO "payloads" VALUES(3,X'0000004000000040000000400000004000000040000000400000004000000040');
+INSERT INTO "payloads" VALUES(4,X'0000404000004040000040400000404000004040000040400000404000004040');
+CREATE TABLE rounds (
+    buffer      INTEGER PRIMARY KEY,
+    cohort      TEXT NOT NULL,
+    target      INTEGER NOT NULL,
+    quorum      INTEGER NOT NULL,
+    deadline_s  REAL NOT NULL,
+    extensions  INTEGER NOT NULL,
+    opened_at   REAL NOT NULL
+, missing TEXT NOT NULL DEFAULT '[]');
+INSERT INTO "rounds" VALUES(0,'["a", "b"]',2,2,0.0,0,1.79555748252653551099e+09,'[]');
+INSERT INTO "rounds" VALUES(1,'["a", "b"]',2,2,0.0,0,1.79555748255641174312e+09,'[]');
+INSERT INTO "rounds" VALUES(2,'["a", "b"]',2,2,0.0,0,1.79555748256173062322e+09,'[]');
+CREATE TABLE runs (
+    run         INTEGER PRIMARY KEY,
+    started_at  REAL NOT NULL,
+    seconds     REAL NOT NULL
+);
+INSERT INTO "runs" VALUES(1,1.79555748249696135523e+09,7.09625979980046395212e-02);
+CREATE TABLE updates (
+    id           INTEGER PRIMARY KEY,
+    task         BLOB NOT NULL UNIQUE,
+    worker       TEXT NOT NULL,
+    base         INTEGER NOT NULL REFERENCES versions (version),
+    buffer       INTEGER NOT NULL,
+    tau          INTEGER NOT NULL,
+    weight       REAL NOT NULL,
+    examples     INTEGER NOT NULL,
+    norm         REAL,               -- NULL: not a number (SQLite has none)
+    encoding     TEXT NOT NULL,
+    size         INTEGER NOT NULL,
+    digest       BLOB NOT NULL,
+    inlined      INTEGER NOT NULL,   -- 1: its payload came with the offer and is (or was) in `payloads`
+    metrics      TEXT NOT NULL,
+    version      INTEGER REFERENCES versions (version),  -- NULL: not aggregated yet
+    accepted_at  REAL NOT NULL
+);
+INSERT INTO "updates" VALUES(1,X'010000000000000000FCBB9AB2AB46F91300000000ECF982D39A92AB14BEBC216BED715AE9','a',0,0,0,1.0,1,2.82842712474619029094e+00,'f32',32,X'CAD4B99211F416992BAAB582646646BD',1,'{}',1,1.79555748255138516427e+09);
+INSERT INTO "updates" VALUES(2,X'010000000000000000FCBB9AB2AB46F9130000000184049FFA508B98B8D736B401280B0DB3','b',0,0,0,1.0,1,5.65685424949238058189e+00,'f32',32,X'44DA6CD4D115F98BA57157D3FC65B6B6',1,'{}',1,1.79555748255324649814e+09);
+INSERT INTO "updates" VALUES(3,X'010000000000000001FCBB9AB2AB46F913000000032DA6D58E6E12ECCAF86AC938A7552022','a',1,1,0,1.0,1,5.65685424949238058189e+00,'f32',32,X'44DA6CD4D115F98BA57157D3FC65B6B6',1,'{}',2,1.79555748255862474439e+09);
+INSERT INTO "updates" VALUES(4,X'010000000000000001FCBB9AB2AB46F913000000021D7B9F6542690A3CCDD7D7D7D812EBA6','b',1,1,0,1.0,1,8.48528137423857,'f32',32,X'8E644EE8A5D360E7562980800FBCE89A',1,'{}',2,1.79555748255967473989e+09);
+INSERT INTO "updates" VALUES(5,X'010000000000000002FCBB9AB2AB46F91300000005DBC4D4DF2F8EF90EE8D7532F20137F7F','a',2,2,0,1.0,1,8.48528137423857,'f32',32,X'8E644EE8A5D360E7562980800FBCE89A',0,'{}',NULL,1.7955574825651316643e+09);
+CREATE TABLE versions (
+    version         INTEGER PRIMARY KEY,
+    digest          BLOB NOT NULL,
+    size            INTEGER NOT NULL,
+    layout          BLOB NOT NULL,
+    n               INTEGER NOT NULL,
+    updates         INTEGER NOT NULL,
+    examples        INTEGER NOT NULL,
+    frac_bits       INTEGER,
+    denominator     REAL,
+    update_norm     REAL,
+    seconds         REAL NOT NULL,
+    sigma           REAL NOT NULL,
+    noise_key       BLOB,
+    privacy_steps   INTEGER NOT NULL,
+    workers         INTEGER NOT NULL DEFAULT 0,
+    staleness_mean  REAL,
+    staleness_max   INTEGER,
+    created_at      REAL NOT NULL
+, charged REAL, clip_norm REAL);
+INSERT INTO "versions" VALUES(0,X'150F2A01665AEAFB3CE500D9304FAB34',96,X'0116E0F0B1EC5204AF8DDDECF52614EC',8,0,0,NULL,NULL,NULL,0.0,0.0,NULL,0,0,NULL,NULL,1.79555748249826693536e+09,NULL,NULL);
+INSERT INTO "versions" VALUES(1,X'1AF468BF0C587BB946C7B2B176E89762',96,X'0116E0F0B1EC5204AF8DDDECF52614EC',8,2,2,48,2.0,4.24264068711928477029e+00,1.49612099994556047022e-03,0.0,NULL,0,2,0.0,0,1.79555748255641174312e+09,NULL,NULL);
+INSERT INTO "versions" VALUES(2,X'F8788469FAB6F87CA44525621026DF45',96,X'0116E0F0B1EC5204AF8DDDECF52614EC',8,2,2,47,2.0,7.07106781186547550532e+00,1.18721199760329909622e-03,0.0,NULL,0,2,0.0,0,1.79555748256173062322e+09,NULL,NULL);
+CREATE INDEX updates_by_buffer ON updates (buffer);
+CREATE INDEX updates_by_base ON updates (base);
+CREATE INDEX evaluations_by_version ON evaluations (version);
+CREATE TRIGGER versions_are_consecutive BEFORE INSERT ON versions
+WHEN NEW.version IS NOT (SELECT coalesce(max(version) + 1, 0) FROM versions)
+BEGIN SELECT raise(ABORT, 'a version that does not follow the last one'); END;
+CREATE TRIGGER frozen_is_frozen BEFORE INSERT ON updates
+WHEN EXISTS (SELECT 1 FROM frozen WHERE buffer = NEW.buffer)
+  OR EXISTS (SELECT 1 FROM versions WHERE version > NEW.buffer)
+BEGIN SELECT raise(ABORT, 'an update for a buffer that is frozen'); END;
+CREATE TRIGGER ledger_only_grows BEFORE UPDATE ON ledger
+WHEN NEW.participations < OLD.participations OR NEW.spent < OLD.spent
+BEGIN SELECT raise(ABORT, 'spent privacy cannot be taken back'); END;
+CREATE TRIGGER ledger_is_kept BEFORE DELETE ON ledger
+BEGIN SELECT raise(ABORT, 'spent privacy cannot be taken back'); END;
+CREATE TRIGGER last_parts_only_grow BEFORE UPDATE ON ledger WHEN NEW.last_version < OLD.last_version
+BEGIN SELECT raise(ABORT, 'a worker''s last part cannot come before the one that it had'); END;
+COMMIT;
