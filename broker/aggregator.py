@@ -340,13 +340,14 @@ def _plan_private(
 ) -> FoldJob:
     if not all(mechanism.admits(row.weight) for row in rows):
         raise ValueError("a private sum holds an update whose weight its mechanism does not admit")
-    if isinstance(mechanism, WorkerLevel):
+    clip = None
+    if isinstance(mechanism, WorkerLevel | SampledWorkers):
         mechanism = mechanism.onto(base.clip_norm)
+        clip = mechanism.clip
     # The grid must be public as well: it depends on constants, and on how many came only beyond 1024.
     least = SAMPLED_ROWS if isinstance(mechanism, SampledWorkers) else PRIVATE_ROWS
     most = max(least, 1 << (len(rows) - 1).bit_length() if rows else 0)
     correlated = mechanism if isinstance(mechanism, CorrelatedWorkerLevel) else None
-    adaptive = mechanism if isinstance(mechanism, WorkerLevel) else None
     version, sigma = base.version + 1, mechanism.sigma
     frac_bits = kernels.frac_bits_for(
         mechanism.max_update_norm, most, sigma if correlated is None else correlated.spread
@@ -355,7 +356,7 @@ def _plan_private(
         ((r.task, r.digest) for r in rows),
         frac_bits=frac_bits,
         sigma=sigma,
-        counted=None if adaptive is None else adaptive.counted,
+        counted=None if clip is None else clip.counted,
     )
     used = () if correlated is None else correlated.used(version, earlier)
     key = noise_key(
@@ -374,9 +375,7 @@ def _plan_private(
             charged=None
             if isinstance(mechanism, RecordLevel | SampledWorkers)
             else mechanism.noise_multiplier,
-            next_clip_norm=(
-                None if adaptive is None else adaptive.next_clip_norm((row.norm for row in rows), key)
-            ),
+            next_clip_norm=None if clip is None else clip.next_norm((row.norm for row in rows), key),
             taken_back=() if correlated is None else correlated.taken_back(key, used),
             whole_run=correlated is not None,
         ),

@@ -14,6 +14,7 @@ from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.correlated import Bisr
 from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import WorkerLevel
+from fedmq.fedcore.privacy.sampled_workers import SampledWorkers
 
 from .mechanism import mechanism
 from .store.history import History
@@ -89,7 +90,7 @@ def read(state: str | Path) -> Ledger | None:
     if privacy is None:
         return None
     constants = mechanism(config, identity.noise_multiplier, identity.bandwidth)
-    adaptive = constants.adaptive if isinstance(constants, WorkerLevel) else None
+    adaptive = constants.adaptive if isinstance(constants, WorkerLevel | SampledWorkers) else None
     with History.open(state / "journal.db") as journal:
         return Ledger(
             unit=privacy.unit,

@@ -53,7 +53,10 @@ def mechanism(config: Config, calibrated: float | None = None, bandwidth: int | 
         adaptive = _adaptive(privacy, noise_multiplier, buffer)
         return WorkerLevel(privacy.clip_norm, noise_multiplier, buffer, adaptive)
     if isinstance(privacy, SampledPrivacy):
-        return SampledWorkers(privacy.clip_norm, noise_multiplier, privacy.sampling_rate, privacy.divisor)
+        adaptive = _adaptive(privacy, noise_multiplier, privacy.divisor)
+        return SampledWorkers(
+            privacy.clip_norm, noise_multiplier, privacy.sampling_rate, privacy.divisor, adaptive
+        )
     return RecordLevel(
         max_grad_norm=privacy.max_grad_norm,
         noise_multiplier=noise_multiplier,
@@ -63,7 +66,14 @@ def mechanism(config: Config, calibrated: float | None = None, bandwidth: int | 
     )
 
 
-def _adaptive(privacy: WorkerPrivacy, noise_multiplier: float, divisor: float) -> AdaptiveClipping | None:
+def left_by_first(private: Mechanism | None) -> float | None:
+    """The clip norm of updates that are folded onto version 0, where it is adapted."""
+    return private.clip.left_by_first if isinstance(private, WorkerLevel | SampledWorkers) else None
+
+
+def _adaptive(
+    privacy: WorkerPrivacy | SampledPrivacy, noise_multiplier: float, divisor: float
+) -> AdaptiveClipping | None:
     table = privacy.adaptive_clip
     if table is None:
         return None

@@ -18,11 +18,11 @@ import msgspec
 from fedmq.fedcore.config import AsyncMode, Change, Config, UserRule, check_minimum
 from fedmq.fedcore.errors import ConfigError, ModelError, StateError
 from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
-from fedmq.fedcore.privacy.mechanisms import Mechanism, WorkerLevel
+from fedmq.fedcore.privacy.mechanisms import Mechanism
 from fedmq.fedcore.strategy import robust
 
 from .evaluator import make_initial
-from .mechanism import mechanism
+from .mechanism import left_by_first, mechanism
 from .rows import FinishRow, Recovered, VersionInfo, VersionRow
 from .store.journal import Journal
 from .store.spool import Spool
@@ -80,9 +80,9 @@ def open_storage(config: Config, state: StateFolder, stack: contextlib.ExitStack
     if current is not None:
         versions.verify(current.version, size=current.size, digest=current.digest)
     elif config.model.source != "first-worker":
-        info = _initial(config, state.path, versions)
-        if isinstance(private, WorkerLevel):
-            info = msgspec.structs.replace(info, clip_norm=private.first_clip_norm)
+        info = msgspec.structs.replace(
+            _initial(config, state.path, versions), clip_norm=left_by_first(private)
+        )
         journal.apply([VersionRow(info=info)])
     if any(change.key.startswith("stop.") for change in changes):
         journal.apply(

@@ -13,6 +13,10 @@ import msgspec
 
 from fedmq.fedcore.config import SampledPrivacy
 from fedmq.fedcore.privacy.accounting import Spend, epsilon
+from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
+
+from .clip_statement import COUNT, noise_agrees, update_noise
+from .ledger import Ledger
 
 __all__ = ["SampledPromise", "sampled_promise"]
 
@@ -50,6 +54,7 @@ class SampledPromise(msgspec.Struct, frozen=True, kw_only=True):
     mechanism: str
     noise_multiplier: float
     clip_norm: float
+    """Where it is adapted, of the next version; likewise `sigma`."""
     sigma: float
     """The noise's standard deviation on a sum, a coordinate."""
     sampling_rate: float
@@ -65,24 +70,33 @@ class SampledPromise(msgspec.Struct, frozen=True, kw_only=True):
     releases_planned: int
     noise_agrees: bool
     """Whether each release in the journal had the noise above."""
+    adaptive: AdaptiveClipping | None
+    """How the clip norm moves."""
+    update_noise: float
+    """z of the sum alone; `noise_multiplier` is what it costs together with the count, where there is one."""
     assumptions: tuple[str, ...]
     not_covered: tuple[str, ...]
 
 
-def sampled_promise(table: SampledPrivacy, z: float, releases: int, sigmas: set[float]) -> SampledPromise:
+def sampled_promise(
+    table: SampledPrivacy, ledger: Ledger, noises: set[tuple[float, float | None]]
+) -> SampledPromise:
     """The promise of a table, with the noise that the federation was started with.
 
     Parameters
     ----------
     table : SampledPrivacy
-    z : float
-        The noise multiplier.
-    releases : int
-        Rounds that were released.
-    sigmas : set of float
-        The noise that the journal has of them.
+    ledger : Ledger
+        Of the same federation.
+    noises : set of (float, float or None)
+        σ that the journal has of its releases, and the clip norm of each, where it is adapted.
     """
-    q, sigma = table.sampling_rate, z * table.clip_norm
+    q, z, releases, adaptive = (
+        table.sampling_rate,
+        ledger.noise_multiplier,
+        ledger.releases,
+        ledger.adaptive,
+    )
 
     def cost(rounds: int) -> float:
         return epsilon([Spend(z, q, rounds)], table.delta)
@@ -93,10 +107,13 @@ def sampled_promise(table: SampledPrivacy, z: float, releases: int, sigmas: set[
             "add or remove one worker: all its updates are in the sums, or count as zero, which is the same where the "
             "divisor is a constant"
         ),
-        mechanism="sum of clipped updates of Poisson-sampled workers + Gaussian noise, over a constant divisor",
+        mechanism="sum of clipped updates of Poisson-sampled workers + Gaussian noise, over a constant divisor"
+        + ("" if adaptive is None else COUNT),
         noise_multiplier=z,
-        clip_norm=table.clip_norm,
-        sigma=sigma,
+        clip_norm=ledger.clip_norm,
+        sigma=update_noise(ledger) * ledger.clip_norm,
+        adaptive=adaptive,
+        update_noise=update_noise(ledger),
         sampling_rate=q,
         divisor=table.divisor,
         accountant=(
@@ -111,7 +128,7 @@ def sampled_promise(table: SampledPrivacy, z: float, releases: int, sigmas: set[
         epsilon_spent=cost(releases),
         releases=releases,
         releases_planned=table.steps,
-        noise_agrees=sigmas <= {sigma},
+        noise_agrees=noise_agrees(ledger, noises),
         assumptions=ASSUMPTIONS,
         not_covered=NOT_COVERED if table.wait_for == "deadline" else (TIME, *NOT_COVERED),
     )

@@ -23,6 +23,7 @@ from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.correlated import Bisr
 from fedmq.fedcore.privacy.participation import participations_epsilon
 
+from .clip_statement import COUNT, noise_agrees, update_noise
 from .correlated_statement import Pattern, spent
 from .ledger import Ledger, read
 from .sampled_promise import SampledPromise, sampled_promise
@@ -63,11 +64,6 @@ WORKER_NOT_COVERED: Final = (
     "with the same data elsewhere.",
     "Evaluation on private data, by hand or by an app, and what is concluded from it.",
     "Rounding: the noise lies on a fixed fine grid.",
-)
-
-COUNT: Final = (
-    ", and with it the count of updates within the clip norm, centred so that one that counts as zero adds nothing, + "
-    "Gaussian noise, by which the clip norm moves; the two are one Gaussian release of the multiplier below"
 )
 
 
@@ -176,7 +172,7 @@ def statement(state: str | Path) -> Statement:
         promise = _promise(config.privacy, ledger.noise_multiplier, summary["privacy_steps"], sigmas)
     elif isinstance(config.privacy, SampledPrivacy):
         assert ledger is not None
-        promise = sampled_promise(config.privacy, ledger.noise_multiplier, summary["privacy_steps"], sigmas)
+        promise = sampled_promise(config.privacy, ledger, noises)
     elif ledger is not None:
         promise = _worker_promise(ledger, noises)
     return Statement(
@@ -224,12 +220,6 @@ def _worker_promise(ledger: Ledger, noises: set[tuple[float, float | None]]) -> 
     if ledger.noise is not None:
         return _correlated_promise(ledger, ledger.noise, {sigma for sigma, _ in noises})
     z, delta, adaptive = ledger.noise_multiplier, ledger.delta, ledger.adaptive
-    update_noise = z if adaptive is None else adaptive.update_noise(z)
-    agree = all(
-        sigma == update_noise * (ledger.clip_norm if clip_norm is None else clip_norm)
-        and (clip_norm is None) == (adaptive is None)
-        for sigma, clip_norm in noises
-    )
     charges = {
         worker: Charge(times, gaussian_epsilon(1 / math.sqrt(ledger.spent[worker]), delta))
         for worker, times in ledger.participations.items()
@@ -241,9 +231,9 @@ def _worker_promise(ledger: Ledger, noises: set[tuple[float, float | None]]) -> 
         + ("" if adaptive is None else COUNT),
         noise_multiplier=z,
         clip_norm=ledger.clip_norm,
-        update_noise=update_noise,
+        update_noise=update_noise(ledger),
         adaptive=adaptive,
-        sigma=update_noise * ledger.clip_norm,
+        sigma=update_noise(ledger) * ledger.clip_norm,
         divisor=ledger.denominator,
         accountant="exact composition of the Gaussian releases that a worker had a part in; no amplification",
         delta=delta,
@@ -252,7 +242,7 @@ def _worker_promise(ledger: Ledger, noises: set[tuple[float, float | None]]) -> 
         epsilon_spent=max((charge.epsilon for charge in charges.values()), default=0.0),
         releases=ledger.releases,
         max_participations=ledger.max_participations,
-        noise_agrees=agree and set(ledger.noise_multipliers.values()) <= {z},
+        noise_agrees=noise_agrees(ledger, noises) and set(ledger.noise_multipliers.values()) <= {z},
         workers=charges,
     )
 

@@ -22,10 +22,9 @@ import xxhash
 from fedmq.fedcore import config as configs
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.privacy.correlated import MAX_BANDWIDTH
-from fedmq.fedcore.privacy.mechanisms import WorkerLevel
 
 from .aggregator import fold, plan_fold
-from .mechanism import mechanism
+from .mechanism import left_by_first, mechanism
 from .rows import AcceptRow, VersionInfo
 from .store.history import History
 from .store.spool import Spool
@@ -70,8 +69,8 @@ def verify(state: str | Path) -> Iterator[Verdict]:
         entries, clip_norms = journal.history(), journal.clip_norms()
         again = VersionStore(Path(folder), fsync=False)
         base = _begin(state, again, entries[0]["digest"]) if entries else None
-        if base is not None and isinstance(private, WorkerLevel):
-            base = msgspec.structs.replace(base, clip_norm=private.first_clip_norm)
+        if base is not None:
+            base = msgspec.structs.replace(base, clip_norm=left_by_first(private))
         keys: list[bytes] = []  # of the recomputed noise, the last one's first
         for entry in entries[1:]:
             assert base is not None

@@ -61,7 +61,9 @@ def privacy() -> None:
     help="With --correlated: versions from one participation to the next.  [default: N / 2K]",
 )
 @click.option(
-    "--adaptive-clip", is_flag=True, help="S follows the updates, and their count has noise of K / 20."
+    "--adaptive-clip",
+    is_flag=True,
+    help="S follows the updates, and their count has noise: a 20th of K, or of how many a coin takes.",
 )
 @click.option(
     "--parameters", type=click.IntRange(1), help="n, of the model.  [default: 650, a very small one]"

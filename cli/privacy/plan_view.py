@@ -77,12 +77,7 @@ def tables(plan: "Plan", mode: str) -> Iterator[str]:
     yield 'unit = "worker"'
     yield f"epsilon = {plan.epsilon_budget!r}"
     yield f"delta = {plan.delta!r}"
-    first = (
-        "of the first version, which may be wrong"
-        if plan.count_noise
-        else "about the length of a usual update"
-    )
-    yield f"clip_norm = 1.0  # S: {first}"
+    yield _clip_norm(plan)
     yield f"max_participations = {plan.most}"
     yield f"noise_multiplier = {plan.noise_multiplier!r}"
     if plan.count_noise is not None:
@@ -111,11 +106,23 @@ def _rounds(plan: "Plan", rate: float) -> Iterator[str]:
     yield 'unit = "worker"'
     yield f"epsilon = {plan.epsilon_budget!r}"
     yield f"delta = {plan.delta!r}"
-    yield "clip_norm = 1.0  # S: about the length of a usual update"
+    yield _clip_norm(plan)
     yield f"sampling_rate = {rate!r}"
     yield f"steps = {plan.versions}"
     yield f"divisor = {float(plan.cohort)!r}"
     yield f"noise_multiplier = {plan.noise_multiplier!r}"
+    if plan.count_noise is not None:
+        yield ""
+        yield "[privacy.adaptive_clip]"
+
+
+def _clip_norm(plan: "Plan") -> str:
+    first = (
+        "of the first version, which may be wrong"
+        if plan.count_noise
+        else "about the length of a usual update"
+    )
+    return f"clip_norm = 1.0  # S: {first}"
 
 
 def refusal(plan: "Plan") -> str:

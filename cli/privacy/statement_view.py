@@ -60,12 +60,17 @@ def _constants(promise: "Promise | WorkerPromise | SampledPromise") -> str:
     from fedmq.broker.statement import WorkerPromise
 
     z = f"noise multiplier {promise.noise_multiplier:g}"
-    if isinstance(promise, WorkerPromise):
+    if isinstance(promise, WorkerPromise | SampledPromise):
         clip = f"clip norm {promise.clip_norm:g}"
         rule = promise.adaptive
         if rule is not None:
             z += f", of which the sum has {promise.update_noise:g} and the count noise {rule.count_noise:g}"
             clip += f" for the next version (to the quantile {rule.quantile:g} at the rate {rule.rate:g})"
+        if isinstance(promise, SampledPromise):
+            return (
+                f"{z}, {clip}, noise {promise.sigma:g} on the sum, sampling rate {promise.sampling_rate:g}, "
+                f"divisor {promise.divisor:g}"
+            )
         constants = (
             f"{z}, {clip}, noise {promise.sigma:g} on the sum, divisor {promise.divisor:g}, "
             f"at most {promise.max_participations} versions a worker"
@@ -78,11 +83,6 @@ def _constants(promise: "Promise | WorkerPromise | SampledPromise") -> str:
                 f"{constants}, {pattern.min_separation} apart, of {pattern.versions} in all; noise of "
                 f"{pattern.bandwidth} versions mixed, sensitivity {pattern.sensitivity:.6g} clip norms"
             )
-        )
-    if isinstance(promise, SampledPromise):
-        return (
-            f"{z}, clip norm {promise.clip_norm:g}, noise {promise.sigma:g} on the sum, sampling rate "
-            f"{promise.sampling_rate:g}, divisor {promise.divisor:g}"
         )
     return (
         f"{z}, clip norm {promise.max_grad_norm:g}, noise {promise.sigma:g} on the sum, sampling rate "

@@ -7,6 +7,7 @@ into the next; a fold, the spool and the network take their time as well. What p
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -31,6 +32,7 @@ from fedmq.broker.events import (
     Wake,
     WritePart,
 )
+from fedmq.broker.mechanism import coin
 from fedmq.broker.rows import AcceptRow, Recovered, VersionRow
 from fedmq.broker.tasks import TaskIds
 from fedmq.fedcore import wire
@@ -56,7 +58,9 @@ class Broker:
         info = simulation.training.initial()
         found = Recovered(versions=(info,), kept=frozenset({0}))
         ids = TaskIds(b"f" * 16, b"k" * 32, b"bootboot")
-        self.mind = Coordinator(simulation.config, ids, "simulation", found, 0.0)
+        # Nothing is secret here, and a seed gives the same rounds.
+        flipped = coin(simulation.config, sha256(b"coin of %d" % simulation.crowd.seed).digest())
+        self.mind = Coordinator(simulation.config, ids, "simulation", found, 0.0, flipped)
         self.mind_s = 0.0
         """Seconds of this computer that the mind has taken."""
         self.exit: Exit | None = None

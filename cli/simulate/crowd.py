@@ -170,5 +170,5 @@ def fitted(config: Config, versions: int | None, train: TrainName) -> Config:
         config,
         stop=stop if train == "digits" else Stop(versions=stop.versions, seconds=stop.seconds),
         model=Model(initial="simulate:model", max_bytes=config.model.max_bytes),
-        evaluate=Evaluate(every=0),
+        evaluate=Evaluate(every=0, fraction=config.evaluate.fraction),  # which [privacy] has a say in
     )

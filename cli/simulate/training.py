@@ -24,7 +24,7 @@ from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.threads import Spooler, Spooling, write_initial
 from fedmq.fedcore import model_file, state_dict, wire
 from fedmq.fedcore.apps import ClientApp, TaskContext, Weights
-from fedmq.fedcore.config import Config
+from fedmq.fedcore.config import Config, WorkerPrivacy
 from fedmq.fedcore.errors import ConfigError
 from fedmq.fedcore.layout import Flat
 from fedmq.worker.compression import encoded
@@ -78,11 +78,18 @@ class Training(Protocol):
 
 
 class Noop:
-    """Updates that say nothing, and versions that are the same."""
+    """Updates that say nothing, and versions that are the same.
+
+    Parameters
+    ----------
+    charged : float, optional
+        What a version is made with where workers pay for their parts in it; the ledger counts the parts.
+    """
 
     needs_payloads = False
 
-    def __init__(self) -> None:
+    def __init__(self, charged: float | None = None) -> None:
+        self._charged = charged
         payload = bytes(4 * ELEMENTS)
         self._update = Update(payload, xxhash.xxh3_128_digest(payload), 100)
         self._file = memoryview(bytes(64 + 4 * ELEMENTS))
@@ -113,6 +120,7 @@ class Noop:
             denominator=1.0,
             update_norm=0.0,
             seconds=0.0,
+            charged=self._charged,
         )
 
     def accuracy(self, version: int) -> float | None:
@@ -291,7 +299,7 @@ def make(name: str, config: Config, workers: int, seed: int) -> Training:
     """
     match name:
         case "noop":
-            return Noop()
+            return Noop(charged=1.0 if isinstance(config.privacy, WorkerPrivacy) else None)
         case "digits":
             if config.privacy is not None:
                 raise ConfigError("--train digits follows no [privacy]: use --train noop, or fedmq demo")

@@ -12,7 +12,7 @@ from fedmq.fedcore.errors import ConfigError
 CLIP_MIN, CLIP_MAX = 1e-12, 1e12
 """Where a clip norm that moves is held, whatever comes: the grid of the exact sum stays far finer than the noise."""
 COUNT_NOISE_SHARE = 20
-"""What K is divided by where nothing is said of the count's noise: the paper's K/20."""
+"""What K, or D, is divided by where nothing is said of the count's noise: the paper's K/20."""
 
 
 class AdaptiveClip(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,7 +29,7 @@ class AdaptiveClip(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ] = 0.2
     count_noise: Annotated[
         float | None,
-        Meta(gt=0, le=1e6, description="Noise on the count of short updates. Left out: mode.buffer / 20."),
+        Meta(gt=0, le=1e6, description="Noise on the count. Left out: mode.buffer, or divisor, / 20."),
     ] = None
 
     def deviation(self, divisor: float) -> float:

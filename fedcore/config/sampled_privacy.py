@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
+from .clip_tables import AdaptiveClip
 from .tables import Table
 
 ELSEWHERE: Final = {
@@ -39,6 +40,10 @@ class SampledPrivacy(Table, frozen=True, kw_only=True):
     ] = "sample"
     noise_multiplier: Annotated[
         float | None, Meta(gt=0, le=1e6, description="Left out: calibrated from the keys above.")
+    ] = None
+    adaptive_clip: Annotated[
+        AdaptiveClip | None,
+        Meta(extra={"form": AdaptiveClip.form}, description="Left out: clip_norm is that of every version."),
     ] = None
 
 

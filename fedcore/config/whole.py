@@ -171,7 +171,7 @@ def _check_worker_privacy(config: Config) -> None:
         _check_adaptive_clip(config.privacy, config.privacy.adaptive_clip, mode.buffer)
 
 
-def _check_adaptive_clip(table: WorkerPrivacy, clip: AdaptiveClip, divisor: float) -> None:
+def _check_adaptive_clip(table: WorkerPrivacy | SampledPrivacy, clip: AdaptiveClip, divisor: float) -> None:
     """What the clip norm starts with, and what its noise can pay for, as far as the file says it."""
     if not CLIP_MIN <= table.clip_norm <= CLIP_MAX:
         raise ConfigError(
@@ -211,6 +211,8 @@ def _check_sampled_privacy(config: Config, privacy: SampledPrivacy) -> None:
             'mode.deadline_s is 0, which is none; with [privacy] unit = "worker" there must be one: a round waits for '
             "all that it asked, and nobody else can be asked"
         )
+    if privacy.adaptive_clip is not None:
+        _check_adaptive_clip(privacy, privacy.adaptive_clip, privacy.divisor)
     _check_steps(config, privacy.steps)
 
 

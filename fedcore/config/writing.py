@@ -163,6 +163,11 @@ def _privacy_lines() -> Iterator[str]:
     yield '# The same unit with [mode] kind = "sync": a secret coin decides whom a round asks.'
     yield "# [privacy]"
     yield from ("# " + line for line in key_lines(SampledPrivacy, _SAMPLED_PRIVACY_EXAMPLE))
+    yield from (
+        f"# [{name}] may stand beside it, as above."
+        for name in SUBTABLES
+        if name.rpartition(".")[2] in keys(SampledPrivacy)
+    )
 
 
 def key_lines(struct: type[msgspec.Struct], given: Mapping[str, object] | None = None) -> Iterator[str]:

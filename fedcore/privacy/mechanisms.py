@@ -23,7 +23,8 @@ import msgspec
 
 from ..errors import PrivacyError
 from .accounting import Spend
-from .adaptive import CLIP_MAX, CLIP_MIN, AdaptiveClipping, centred_count
+from .adaptive import AdaptiveClipping
+from .clip import Clip
 from .correlated_level import CorrelatedWorkerLevel
 from .sampled_workers import SampledWorkers
 
@@ -107,7 +108,7 @@ class WorkerLevel(msgspec.Struct, frozen=True):
         K, the updates that make a version; the sum is divided by it.
     adaptive : AdaptiveClipping, optional
         How S moves from version to version: then `clip_norm` is that of the first one, z is what the sum and the
-        count of bits cost together, and `onto` gives the mechanism of one version.
+        count of bits cost together, and `onto` gives the mechanism of one version (`clip`).
 
     References
     ----------
@@ -120,15 +121,13 @@ class WorkerLevel(msgspec.Struct, frozen=True):
     adaptive: AdaptiveClipping | None = None
 
     def __post_init__(self) -> None:
-        _check_positive("clip_norm", self.clip_norm)
         _check_positive("buffer", self.buffer)
-        Spend(self.noise_multiplier)
-        if self.adaptive is not None:
-            self.adaptive.update_noise(self.noise_multiplier)
-            if not CLIP_MIN <= self.clip_norm <= CLIP_MAX:
-                raise PrivacyError(
-                    f"clip_norm must be from {CLIP_MIN:g} to {CLIP_MAX:g} where it is adapted, got {self.clip_norm:g}"
-                )
+        Spend(self.clip.noise_multiplier)  # both check what they are made of
+
+    @property
+    def clip(self) -> Clip:
+        """What updates are clipped to, the noise with it, and how both move."""
+        return Clip(self.clip_norm, self.noise_multiplier, self.denominator, self.adaptive)
 
     @property
     def max_update_norm(self) -> float:
@@ -136,55 +135,13 @@ class WorkerLevel(msgspec.Struct, frozen=True):
         return self.clip_norm
 
     @property
-    def update_noise(self) -> float:
-        """z of the sum alone: what is charged, or more where the count is charged with it (z_Δ)."""
-        z = self.noise_multiplier
-        return z if self.adaptive is None else self.adaptive.update_noise(z)
-
-    @property
     def sigma(self) -> float:
         """The noise's standard deviation on the sum, z·S; z_Δ·S where S is adapted."""
-        return self.update_noise * self.clip_norm
+        return self.clip.sigma
 
-    @property
-    def first_clip_norm(self) -> float | None:
-        """S of the first version, where it is adapted."""
-        return None if self.adaptive is None else self.clip_norm
-
-    @property
-    def counted(self) -> tuple[float, float] | None:
-        """S and σ_b, where updates are counted as well: what their count is made with."""
-        return None if self.adaptive is None else (self.clip_norm, self.adaptive.count_noise)
-
-    def onto(self, clip_norm: float | None) -> "WorkerLevel":
-        """The mechanism of a version that builds on one which left this clip norm; None where none is adapted.
-
-        Raises
-        ------
-        PrivacyError
-            When only one of the two adapts: the version belongs to another federation.
-        """
-        if (clip_norm is None) != (self.adaptive is None):
-            raise PrivacyError(
-                f"the version before left {'no' if clip_norm is None else 'a'} clip norm, and the mechanism "
-                f"{'has a constant one' if self.adaptive is None else 'adapts it'}"
-            )
-        return self if clip_norm is None else msgspec.structs.replace(self, clip_norm=clip_norm)
-
-    def next_clip_norm(self, norms: Iterable[float], noise_key: bytes) -> float | None:
-        """S of the version after one that is made of updates of these norms, where it is adapted.
-
-        Parameters
-        ----------
-        norms : iterable of float
-            Of all updates of the version, unclipped and unweighted.
-        noise_key : bytes
-            The version's.
-        """
-        if self.adaptive is None:
-            return None
-        count = self.adaptive.noisy(centred_count(norms, self.clip_norm), noise_key)
-        return self.adaptive.next_clip_norm(self.clip_norm, count=count, denominator=self.denominator)
+    def onto(self, left: float | None) -> "WorkerLevel":
+        """The mechanism of a version that builds on one which left this clip norm; None where none is adapted."""
+        return msgspec.structs.replace(self, clip_norm=self.clip.after(left))
 
     @property
     def denominator(self) -> float:

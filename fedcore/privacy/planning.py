@@ -152,7 +152,8 @@ def plan(
     noise_level : float
         The noise share that `workers_needed` is for.
     adaptive_clip : bool
-        Whether S follows the updates: then the noise pays for their count as well, with its own noise K/20.
+        Whether S follows the updates: then the noise pays for their count as well, with its own noise: a 20th
+        of the updates that are expected in a version.
 
     Raises
     ------

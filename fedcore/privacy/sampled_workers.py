@@ -10,6 +10,12 @@ Rules that hold here:
   asked: a broker that was killed does not flip it again, which would be a second sample for the price of one.
 - The divisor is a constant, and whoever is missing counts as zero. So the sum without a worker is the sum in which
   its update is zero, and neighbours that differ by one worker more or less are those of the accountant.
+- Where S is adapted, a round releases a second sum, of the bits bᵢ − ½, over the very same sample. One coin put a
+  worker into both or into neither, so that this is not two sampled releases: it is one Gaussian of one vector, to
+  which a worker that the coin took adds at most 1/z in units of the noise (`clip`), and one that it did not take, as
+  one that does not answer or is not finite, adds nothing. That is `PoissonSampledDpEvent(q, GaussianDpEvent(z))`: the
+  Gaussian is the same in all directions in these units, and its cost depends on the length of what is added alone.
+  S and so σ of a round follow from what was released before it, which adaptive composition allows.
 """
 
 import hmac
@@ -20,6 +26,8 @@ import msgspec
 
 from ..errors import PrivacyError
 from .accounting import Spend
+from .adaptive import AdaptiveClipping
+from .clip import Clip
 
 __all__ = ["Coin", "SampledWorkers"]
 
@@ -37,23 +45,29 @@ class SampledWorkers(msgspec.Struct, frozen=True):
         q, the probability with which a round asks a worker.
     divisor : float
         D, a public constant: the expected cohort, q times the number of workers.
+    adaptive : AdaptiveClipping, optional
+        How S moves from round to round: then `clip_norm` is that of the first one, z is what the sum and the count
+        of bits cost together, and `onto` gives the mechanism of one round (`clip`).
 
     References
     ----------
     McMahan et al., *Learning Differentially Private Recurrent Language Models*, arXiv:1710.06963.
+    Andrew et al., *Differentially Private Learning with Adaptive Clipping*, arXiv:1905.03871.
     """
 
     clip_norm: float
     noise_multiplier: float
     sampling_rate: float
     divisor: float
+    adaptive: AdaptiveClipping | None = None
 
     def __post_init__(self) -> None:
-        for name in ("clip_norm", "divisor"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise PrivacyError(f"{name} must be positive and finite, got {value}")
-        Spend(self.noise_multiplier, self.sampling_rate)
+        Spend(self.clip.noise_multiplier, self.sampling_rate)  # both check what they are made of
+
+    @property
+    def clip(self) -> Clip:
+        """What updates are clipped to, the noise with it, and how both move."""
+        return Clip(self.clip_norm, self.noise_multiplier, self.divisor, self.adaptive)
 
     @property
     def max_update_norm(self) -> float:
@@ -62,8 +76,12 @@ class SampledWorkers(msgspec.Struct, frozen=True):
 
     @property
     def sigma(self) -> float:
-        """The noise's standard deviation on the sum, z·S."""
-        return self.noise_multiplier * self.clip_norm
+        """The noise's standard deviation on the sum, z·S; z_Δ·S where S is adapted."""
+        return self.clip.sigma
+
+    def onto(self, left: float | None) -> "SampledWorkers":
+        """The mechanism of a round that builds on a version which left this clip norm; None where none is adapted."""
+        return msgspec.structs.replace(self, clip_norm=self.clip.after(left))
 
     @property
     def denominator(self) -> float:

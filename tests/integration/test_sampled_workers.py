@@ -25,12 +25,13 @@ TABLES: Tables = {
         "steps": ROUNDS,
         "divisor": 1.5,
         "noise_multiplier": 3.0,
+        "adaptive_clip": {"count_noise": 2.0},
     },
 }
 
 
 def test_a_federation_ends_with_its_rounds_and_versions_can_be_made_again(tmp_path: Path) -> None:
-    """Killed in between: each round asked one sample, all of them are charged, and nothing shown tells of whom."""
+    """Killed in between: each round asked one sample, all are charged, nothing tells of whom, the clip norm goes on."""
     with Federation(tmp_path, TABLES) as f:
         f.start_broker()
         f.start_workers(3)
@@ -53,3 +54,6 @@ def test_a_federation_ends_with_its_rounds_and_versions_can_be_made_again(tmp_pa
         stopped = snapshot(f.state)
         assert (stopped["buffer"]["have"], set(stopped["updates"])) == (None, set())
         assert "bytes_up" not in stopped
+        left = [clip for (clip,) in f.query("SELECT clip_norm FROM versions ORDER BY version")]
+        assert len(set(left)) == ROUNDS + 1
+        assert (left[0], left[-1]) == (0.5, stopped["clip_norm"])

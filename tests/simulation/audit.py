@@ -6,6 +6,8 @@
 - No update counts twice; its staleness, weight and buffer are as the mode allows.
 - A private version costs one step of the ledger before anybody can see it. Where workers are charged, each is charged
   for just the versions that it is in, with each version, and is in none too often or too soon again.
+- Where a coin decides whom a round asks, nobody else is asked, whatever was killed (`sample`). A clip norm that moves
+  is what the versions before made of it.
 - A task goes out against a version, and in a round, that a crash cannot take back.
 - A worker keeps a result until it has the broker's word for it.
 - Credit, memory and disk stay within their budgets, and a worker never holds more tasks than it has slots.
@@ -32,7 +34,7 @@ from fedmq.broker.sessions import Phase
 from fedmq.broker.tasks import TaskIds
 from fedmq.broker.uploads import Stage
 from fedmq.fedcore import wire
-from fedmq.fedcore.config import AsyncMode, SyncMode, WorkerPrivacy
+from fedmq.fedcore.config import AsyncMode, SampledPrivacy, SyncMode, WorkerPrivacy
 from fedmq.worker.entry import Entry
 from fedmq.worker.events import Event as WorkerEvent
 from fedmq.worker.events import Received, Stored
@@ -40,6 +42,7 @@ from fedmq.worker.events import Received, Stored
 from .parts import Parts
 from .recompute import Chain, decoded, weight_of
 from .recompute_noise import Noise
+from .sample import Sample
 from .scenario import Scenario
 
 
@@ -76,7 +79,9 @@ class Audit:
         private = config.privacy
         self._is_private = private is not None
         self.parts = Parts(private) if isinstance(private, WorkerPrivacy) else None
-        self.chain = Chain(config, None if private is None else Noise(config))
+        self.sample = Sample(private.sampling_rate) if isinstance(private, SampledPrivacy) else None
+        self._noise = None if private is None else Noise(config)
+        self.chain = Chain(config, self._noise)
         self._initial = {initial} if initial is not None else set()
 
     def restarted(self, recovered: Recovered, rows: list[Row]) -> None:
@@ -89,6 +94,13 @@ class Audit:
         assert recovered.privacy_steps == self._spent(), "the ledger forgot what was released"
         if self.parts is not None:
             self.parts.restarted(recovered)
+        if self.sample is not None:
+            self.sample.restarted(recovered.round)
+
+    def broker_hears(self, peer: bytes, message: wire.Message) -> None:
+        """A worker says something to the broker."""
+        if self.sample is not None and isinstance(message, wire.Hello):
+            self.sample.hears(peer, message)
 
     def broker_sends(
         self, peer: bytes, message: wire.Message, payload: bytes | None, rows: list[Row]
@@ -232,6 +244,8 @@ class Audit:
         assert (task.size, task.digest) == (len(file), xxhash.xxh3_128_digest(file)), "another model"
         if task.kind == "fit" and isinstance(self._config.mode, SyncMode):
             assert version in self._rounds, "a task in a round that is not durable"
+            if self.sample is not None:
+                self.sample.asks(peer, task)
         if payload is not None:
             self._rode[peer] = version
             self._shows(version, 0, payload, task.model)
@@ -271,6 +285,8 @@ class Audit:
                     before = self._rounds.get(row.buffer)
                     assert before is None or set(before.cohort) <= set(row.cohort), "a round lost a member"
                     self._rounds[row.buffer] = row
+                    if self.sample is not None:
+                        self.sample.opened(row)
                 case EvaluationRow():
                     assert row.task not in self._evaluations, "an answer counts twice"
                     self._evaluations.add(row.task)
@@ -286,6 +302,8 @@ class Audit:
             files = [file for file in self._initial if xxhash.xxh3_128_digest(file) == row.info.digest]
             assert len(files) == 1, "nobody made version 0"
             self.chain.begin(files[0])
+            first = None if self._noise is None else self._noise.first_clip_norm
+            assert row.info.clip_norm == first, "the first clip norm"
             return
         assert version - 1 in self._frozen, "a version of an open buffer"
         buffer = [*self.buffers.get(version - 1, {}).values()]
@@ -315,6 +333,8 @@ class Audit:
         self.accepted[row.task] = buffer[row.task] = row
         if self.parts is not None:
             self.parts.accepted(row)
+        if self.sample is not None:
+            self.sample.accepted(row)
         self._is_as_made(row)
 
     def _is_as_made(self, row: AcceptRow) -> None:

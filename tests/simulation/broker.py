@@ -45,7 +45,7 @@ from fedmq.broker.events import (
     Wake,
     WritePart,
 )
-from fedmq.broker.mechanism import mechanism
+from fedmq.broker.mechanism import coin, left_by_first, mechanism
 from fedmq.broker.rows import Recovered, Row, VersionRow
 from fedmq.broker.store import schema
 from fedmq.broker.store.journal import Journal
@@ -127,6 +127,7 @@ class Broker(Process):
         """A message arrived at the socket."""
         if self.is_alive and self.exit is None:
             message, payload = parcel
+            self._audit.broker_hears(peer, message)
             event = Received(peer, message, None if payload is None else memoryview(payload))
             self.run(self.tell, event)
 
@@ -222,7 +223,9 @@ class Broker(Process):
             self._versions.verify(current.version, size=current.size, digest=current.digest)
         elif config.model.source != "first-worker":
             file = memoryview(initial_model(self._scenario, 0))
-            self._apply([(VersionRow(info=write_initial(self._versions, file, config.model.max_bytes)),)])
+            info = write_initial(self._versions, file, config.model.max_bytes)
+            info = msgspec.structs.replace(info, clip_norm=left_by_first(self._mechanism))
+            self._apply([(VersionRow(info=info),)])
         staleness = config.mode.max_staleness if isinstance(config.mode, AsyncMode) else 0
         recovered = self._journal.recover(staleness, self._versions.versions())
         opening._check_bases(config, self._versions, recovered)
@@ -237,7 +240,8 @@ class Broker(Process):
             self._config, self._journal, self._versions, self._spool, self._mechanism, MASTER_KEY
         )
         ids = TaskIds(b"f" * 16, b"k" * 32, self._rng.randbytes(8))
-        self.mind = Coordinator(self._config, ids, "federation", recovered, now)
+        flipped = coin(self._config, MASTER_KEY)
+        self.mind = Coordinator(self._config, ids, "federation", recovered, now, flipped)
         self.carry_out(self.mind.start(now))
 
     def _close_files(self) -> None:

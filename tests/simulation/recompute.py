@@ -125,6 +125,7 @@ class Chain:
             total = [a + b for a, b in zip(total, steps, strict=True)]
         if private is not None:
             private.add(total, made, rows)
+            private.moves(made, rows)
             denominator = private.denominator
         else:
             denominator = float(len(rows) if uniform else sum(row.examples for row in rows))

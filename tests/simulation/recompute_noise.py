@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmq.broker.rows import AcceptRow, VersionRow
-from fedmq.fedcore.config import AsyncMode, Config, Privacy, WorkerPrivacy
+from fedmq.fedcore.config import AdaptiveClip, AsyncMode, Config, Privacy, SampledPrivacy, WorkerPrivacy
 from fedmq.fedcore.kernels.reference_noise import normals
 from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE
 
@@ -37,13 +37,24 @@ class Noise:
         """Of the versions made so far, the last one's first."""
         self.coefficients = [1.0]
         self.is_correlated = False
+        self.first_clip_norm: float | None = None
+        """What version 0 leaves, where the clip norm is adapted."""
+        self._clip: AdaptiveClip | None = None
         if isinstance(privacy, Privacy):
             self.bound = privacy.max_batch * privacy.max_grad_norm
             self.sigma = z * privacy.max_grad_norm
             self.denominator = privacy.divisor
             return
+        self.bound, self._z = privacy.clip_norm, z
+        if privacy.adaptive_clip is not None:
+            self._clip, self.first_clip_norm = privacy.adaptive_clip, privacy.clip_norm
+            assert self._clip.count_noise is not None
+            self._z = (z**-2 - (2 * self._clip.count_noise) ** -2) ** -0.5
+        self.sigma = self._z * self.bound
+        if isinstance(privacy, SampledPrivacy):
+            self.denominator = privacy.divisor
+            return
         assert isinstance(config.mode, AsyncMode)
-        self.bound, self.sigma = privacy.clip_norm, z * privacy.clip_norm
         self.denominator = float(config.mode.buffer)
         if privacy.correlated is not None:
             assert privacy.correlated.bandwidth is not None
@@ -53,9 +64,11 @@ class Noise:
 
     def add(self, total: list[int], made: VersionRow, rows: Sequence[AcceptRow]) -> None:
         """The noise of a version onto its sum, on the grid; and what its row must say of it."""
-        assert math.isclose(made.sigma, self.sigma, rel_tol=1e-9 if self.is_correlated else 0.0), "sigma"
+        close = 1e-9 if self.is_correlated or self._clip is not None else 0.0
+        assert math.isclose(made.sigma, self.sigma, rel_tol=close), "sigma"
         used = self.keys[: len(self.coefficients) - 1]
-        key = noise_key(made, rows, used if self.is_correlated else None)
+        counted = None if self._clip is None else (self.bound, self._clip.count_noise or math.nan)
+        key = noise_key(made, rows, used if self.is_correlated else None, counted)
         assert made.noise_key == key, "the noise of other rows"
         self.keys.insert(0, key)
         assert made.frac_bits is not None
@@ -66,6 +79,23 @@ class Noise:
                 steps = np.rint(values * (abs(c) * made.sigma * unit)).astype(np.int64).tolist()
                 for j, step in enumerate(steps):
                     total[start + j] += sign * step
+
+    def moves(self, made: VersionRow, rows: Sequence[AcceptRow]) -> None:
+        """What a version leaves of the clip norm: the next one is made with that."""
+        left = made.info.clip_norm
+        assert (left is None) == (self._clip is None), "a clip norm that is not to move, or none where it is"
+        if self._clip is None or left is None:
+            return
+        norms = [row.norm for row in rows if math.isfinite(row.norm)]
+        count = sum(norm <= self.bound for norm in norms) - len(norms) / 2
+        stream = hmac.digest(self.keys[0], b"fedmq count 1\x01", "sha256")
+        (_, drawn), *_ = normals(stream, NOISE_NONCE, 0, 1)
+        count += round(float(drawn[0]) * (self._clip.count_noise or math.nan) * 2**20) / 2**20
+        off = count / self.denominator + 0.5 - self._clip.quantile
+        expected = min(max(self.bound * math.exp(-self._clip.rate * off), 1e-12), 1e12)
+        assert math.isclose(left, expected, rel_tol=1e-12), f"the clip norm is {left}, not {expected}"
+        self.bound = left
+        self.sigma = self._z * left
 
 
 def root_coefficient(j: int) -> float:
@@ -82,12 +112,20 @@ def sensitivity(privacy: WorkerPrivacy, coefficients: Sequence[float]) -> float:
     return float(np.linalg.norm(columns[:, ::step][:, : privacy.max_participations].sum(axis=1)))
 
 
-def noise_key(made: VersionRow, rows: Sequence[AcceptRow], used: Sequence[bytes] | None) -> bytes:
+def noise_key(
+    made: VersionRow,
+    rows: Sequence[AcceptRow],
+    used: Sequence[bytes] | None,
+    counted: tuple[float, float] | None,
+) -> bytes:
     """The key of a version's noise, as docs say it is derived: from the master key and all that is folded.
 
-    `used`: keys of earlier noise that it takes back; None where the noise is not correlated.
+    `used`: keys of earlier noise that it takes back; None where the noise is not correlated. `counted`:
+    the clip norm and the count's noise, where updates are counted as well.
     """
     frozen = hashlib.sha256(b"fedmq frozen 1" + struct.pack("<qd", made.frac_bits, made.sigma))
+    if counted is not None:
+        frozen.update(b"adaptive clip 1" + struct.pack("<dd", *counted))
     for pair in sorted((row.task, row.digest) for row in rows):
         for part in pair:
             frozen.update(struct.pack("<q", len(part)) + part)

@@ -10,6 +10,7 @@ import msgspec
 
 from fedmq.fedcore.config import (
     Adam,
+    AdaptiveClip,
     Aggregate,
     AsyncMode,
     CenteredClipping,
@@ -27,6 +28,7 @@ from fedmq.fedcore.config import (
     Optimizer,
     Privacy,
     Rule,
+    SampledPrivacy,
     Sgd,
     Stop,
     Storage,
@@ -125,6 +127,8 @@ def draw(seed: int) -> Scenario:
         config = _with_rule(random.Random(f"rule of {seed}"), config)
         config = _with_mixing(random.Random(f"mixing of {seed}"), config)
         config = _with_parts(random.Random(f"parts of {seed}"), config, workers)
+        config = _with_coin(random.Random(f"coin of {seed}"), config, workers)
+        config = _with_clip(random.Random(f"clip of {seed}"), config)
     config = _with_downlink(random.Random(f"downlink of {seed}"), config)
     return Scenario(
         seed=seed,
@@ -269,6 +273,49 @@ def _with_parts(rng: random.Random, config: Config, workers: int) -> Config:
         privacy=privacy,
         storage=replace(config.storage, durability="fsync"),
     )
+
+
+def _with_coin(rng: random.Random, config: Config, workers: int) -> Config:
+    """Now and then a synchronous federation by its means as one whose rounds ask workers by a secret coin."""
+    mode = config.mode
+    if not isinstance(mode, SyncMode) or config.aggregate.rule != Mean() or rng.random() < 0.4:
+        return config
+    rate = rng.choice((0.5, 0.8, 1.0))
+    privacy = SampledPrivacy(
+        epsilon=1000.0,
+        delta=1e-5,
+        clip_norm=0.5,
+        sampling_rate=rate,
+        steps=config.stop.versions + rng.choice((0, 0, 3)),
+        divisor=rate * workers,
+        wait_for=rng.choice(("sample", "sample", "deadline")),
+        noise_multiplier=1.0,
+    )
+    replace = msgspec.structs.replace
+    return replace(
+        config,
+        mode=SyncMode(min_available=mode.min_available, deadline_s=20.0),
+        model=Model(initial="app:initial"),
+        aggregate=replace(config.aggregate, weight="uniform"),
+        evaluate=replace(config.evaluate, fraction=0.0),
+        privacy=privacy,
+        storage=replace(config.storage, durability="fsync"),
+    )
+
+
+def _with_clip(rng: random.Random, config: Config) -> Config:
+    """Now and then a worker-level federation with a clip norm that follows the updates; its noise is not correlated."""
+    privacy = config.privacy
+    if not isinstance(privacy, SampledPrivacy | WorkerPrivacy) or rng.random() < 0.4:
+        return config
+    if isinstance(privacy, WorkerPrivacy):
+        if privacy.correlated is not None and rng.random() < 0.7:
+            return config
+        privacy = msgspec.structs.replace(privacy, correlated=None)
+    clip = AdaptiveClip(
+        quantile=rng.choice((0.5, 0.8)), rate=rng.choice((0.2, 1.0)), count_noise=rng.choice((0.6, 3.0))
+    )
+    return msgspec.structs.replace(config, privacy=msgspec.structs.replace(privacy, adaptive_clip=clip))
 
 
 def _optimizer(rng: random.Random) -> Optimizer:

@@ -4,6 +4,7 @@ A simulation that never fails proves nothing. What is planted here are the mista
 prevent; the seeds that each test may run are enough to meet every one of them.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,16 +18,18 @@ from fedmq.broker.books import Books
 from fedmq.broker.intake import Intake
 from fedmq.broker.participations import WorkerLedger
 from fedmq.broker.progress import Progress
-from fedmq.broker.rounds import Buffer, Round
-from fedmq.broker.rows import FreezeRow, Row, VersionRow
+from fedmq.broker.rounds import Buffer, Round, SyncPlan
+from fedmq.broker.rows import FreezeRow, Recovered, Row, VersionRow
 from fedmq.broker.sessions import Held, Worker, Workers
 from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore
 from fedmq.broker.uploads import Stage, Upload, Uploads
 from fedmq.fedcore import kernels
-from fedmq.fedcore.config import Config, WorkerPrivacy
+from fedmq.fedcore.config import Config, SampledPrivacy, WorkerPrivacy
+from fedmq.fedcore.privacy.adaptive import AdaptiveClipping
 from fedmq.fedcore.privacy.mechanisms import noise_key
+from fedmq.fedcore.privacy.sampled_workers import Coin
 from fedmq.fedcore.strategy import rules
 from fedmq.worker.uploads import Uploads as Outbox
 
@@ -329,11 +332,61 @@ def cap_of_what_is_released(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WorkerLedger, "capped", lambda ledger, worker, waiting: capped(ledger, worker, ()))
 
 
-def run_charged_seeds() -> None:
-    """Those of the first seeds whose workers are charged."""
+def another_coin_after_a_kill(patch: pytest.MonkeyPatch) -> None:
+    """A broker that starts again has a coin that falls otherwise."""
+    init, lives = Coin.__init__, itertools.count()
+
+    def fresh(coin: Coin, master_key: bytes, rate: float) -> None:
+        life = next(lives)
+        init(coin, master_key + b"again" * bool(life), rate)
+
+    patch.setattr(Coin, "__init__", fresh)
+
+
+def sampled_round_opened_again(patch: pytest.MonkeyPatch) -> None:
+    """A restart flips the coins of those that are there now, instead of going on with the round that is open."""
+    recover = Journal.recover
+
+    def forgetful(journal: Journal, *args: Any) -> Recovered:
+        return msgspec.structs.replace(recover(journal, *args), round=None)
+
+    patch.setattr(Journal, "recover", forgetful)
+
+
+def asked_after_it_failed(patch: pytest.MonkeyPatch) -> None:
+    """A member of a sampled round that failed gets another try."""
+
+    def wants(plan: SyncPlan, worker: str, buffer: Buffer) -> bool:
+        return plan.round is not None and worker in plan.round.members and worker not in buffer.workers
+
+    patch.setattr(SyncPlan, "wants", wants)
+
+
+def clip_norm_of_the_config(patch: pytest.MonkeyPatch) -> None:
+    """A restart clips to what the federation began with."""
+    recover = Journal.recover
+
+    def forgetful(journal: Journal, *args: Any) -> Recovered:
+        found = recover(journal, *args)
+        versions = tuple(
+            info if info.clip_norm is None else msgspec.structs.replace(info, clip_norm=0.5)
+            for info in found.versions
+        )
+        return msgspec.structs.replace(found, versions=versions)
+
+    patch.setattr(Journal, "recover", forgetful)
+
+
+def counted_without_noise(patch: pytest.MonkeyPatch) -> None:
+    """The clip norm moves by the bare count."""
+    patch.setattr(AdaptiveClipping, "noisy", lambda rule, count, key: count)
+
+
+def run_seeds_with(private: type[WorkerPrivacy | SampledPrivacy]) -> None:
+    """Those of the first seeds whose `[privacy]` table is such a one."""
     for seed in range(4 * SEEDS):
         scenario = draw(seed)
-        if isinstance(scenario.config.privacy, WorkerPrivacy):
+        if isinstance(scenario.config.privacy, private):
             run(scenario)
 
 
@@ -385,7 +438,24 @@ def test_a_bug_in_what_workers_are_charged_is_found(plant: Patch, monkeypatch: p
     """By a seed whose federation charges them."""
     plant(monkeypatch)
     with pytest.raises(AssertionError, match=r"replay: python -m tests\.simulation\.soak"):
-        run_charged_seeds()
+        run_seeds_with(WorkerPrivacy)
+
+
+SAMPLED_PLANTS: list[Patch] = [
+    another_coin_after_a_kill,
+    sampled_round_opened_again,
+    asked_after_it_failed,
+    clip_norm_of_the_config,
+    counted_without_noise,
+]
+
+
+@pytest.mark.parametrize("plant", SAMPLED_PLANTS, ids=lambda plant: plant.__name__)
+def test_a_bug_in_sampled_rounds_is_found(plant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a seed whose broker flips coins."""
+    plant(monkeypatch)
+    with pytest.raises(AssertionError, match=r"replay: python -m tests\.simulation\.soak"):
+        run_seeds_with(SampledPrivacy)
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)

@@ -207,6 +207,25 @@ def test_a_sampled_workers_noise_that_passes_the_budget_is_refused() -> None:
         mechanism(sampled(noise_multiplier=2.0))
 
 
+def test_a_sampled_count_is_paid_for_out_of_what_is_charged() -> None:
+    """σ_b is a 20th of D; z is that of the budget; where the count would cost all of it, it is a config error."""
+    found = mechanism(adapted(100.0))
+    assert isinstance(found, SampledWorkers)
+    assert found.adaptive == AdaptiveClipping(quantile=0.5, rate=0.2, count_noise=5.0)
+    assert found.spend == mechanism(sampled()).spend
+    assert found.sigma == pytest.approx((found.noise_multiplier**-2 - 10.0**-2) ** -0.5 * 0.5, rel=1e-12)
+    with pytest.raises(ConfigError, match=r"count_noise is 1, a 20th of the divisor 20; .* whole budget"):
+        mechanism(adapted(20.0))
+
+
+def adapted(divisor: float) -> Config:
+    """The same rounds, with a clip norm that follows the updates."""
+    found = sampled()
+    assert isinstance(found.privacy, SampledPrivacy)
+    table = msgspec.structs.replace(found.privacy, adaptive_clip=AdaptiveClip(), divisor=divisor)
+    return msgspec.structs.replace(found, privacy=table)
+
+
 def test_only_rounds_of_workers_have_a_coin() -> None:
     """At the rate of the table, from the broker's own key."""
     flipped = coin(sampled(rate=0.25), b"k" * 32)

@@ -8,6 +8,7 @@ from fedmq.broker.mechanism import mechanism
 from fedmq.fedcore import config
 from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.participation import participations_epsilon
+from fedmq.fedcore.privacy.sampled_workers import SampledWorkers
 
 BUDGET = ("--epsilon", 8, "--delta", 1e-5)
 ENOUGH = ("--workers", 200, "--buffer", 20, "--versions", 100, *BUDGET)
@@ -156,6 +157,21 @@ def test_a_clip_norm_that_follows_the_updates_is_planned_and_pasted(fedmq) -> No
     assert adaptive["noise_multiplier"] == constant["noise_multiplier"] == made.noise_multiplier
     assert adaptive["deviation"] == pytest.approx(made.sigma, rel=1e-12)
     assert adaptive["noise_share"] > constant["noise_share"]
+
+
+def test_rounds_by_a_coin_have_a_clip_norm_that_follows_the_updates(fedmq) -> None:
+    """A 20th of the expected sample is the count's noise, in the plan and for the broker."""
+    rounds = ("--workers", 100, "--versions", 10, "--mode", "sync", "--sampling-rate", 1.0, *BUDGET)
+    out = fedmq("privacy", "plan", *rounds, "--adaptive-clip")[1]
+    assert "noise 5 on the count of updates" in " ".join(out.split())
+    made = mechanism(config.parse(out.split("for federation.toml\n")[1]))
+    planned = json.loads(fedmq("privacy", "plan", *rounds, "--adaptive-clip", "--json")[1])
+    assert isinstance(made, SampledWorkers)
+    assert made.clip.counted == (1.0, planned["count_noise"])
+    assert (made.noise_multiplier, made.sigma) == (
+        planned["noise_multiplier"],
+        pytest.approx(planned["deviation"]),
+    )
 
 
 def test_a_count_that_would_cost_everything_is_refused(fedmq) -> None:

@@ -337,3 +337,17 @@ def test_an_auditor_reads_what_the_coin_hides_and_from_whom(fedmq, tmp_path: Pat
     ):
         assert words in text
     assert ("When a version is made: a round ends as soon as" in text) == (wait_for == "sample")
+
+
+def test_an_auditor_reads_how_a_rounds_clip_norm_moves(fedmq, tmp_path: Path) -> None:
+    """What is charged for both sums, what each has of it, and where the clip norm goes."""
+    path = sampled_federation(
+        tmp_path, releases=0, sampling_rate=1.0, adaptive_clip={"count_noise": 4.0, "quantile": 0.6}
+    )
+    text = " ".join(fedmq("privacy", "report", path)[1].split())
+    sums = (NOISE**-2 - 8.0**-2) ** -0.5
+    assert (
+        f"noise multiplier 7, of which the sum has {sums:g} and the count noise 4, clip norm 0.5 for" in text
+    )
+    assert f"(to the quantile 0.6 at the rate 0.2), noise {sums * CLIP:g} on the sum, sampling rate 1" in text
+    assert "the count of updates within the clip norm" in text

@@ -100,6 +100,31 @@ def test_a_federations_own_config_is_followed(tmp_path: Path) -> None:
     assert simulate(str(file), "--workers", "10", "--versions", "3", "--beat", "1min")["beat_s"] == 60.0
 
 
+@pytest.mark.parametrize(
+    ("mode", "privacy"),
+    [
+        ('kind = "async"\nbuffer = 4', "max_participations = 3"),
+        (
+            'kind = "sync"\nmin_available = 10\ndeadline_s = 600.0',
+            "sampling_rate = 0.5\nsteps = 4\ndivisor = 5.0\nwait_for = 'deadline'\n"
+            "[privacy.adaptive_clip]\ncount_noise = 5.0",
+        ),
+    ],
+    ids=["arrivals", "coin"],
+)
+def test_a_private_config_is_followed(tmp_path: Path, mode: str, privacy: str) -> None:
+    """Workers come as often as they may, or where a coin takes them, which falls the same way under a seed."""
+    file = tmp_path / "federation.toml"
+    worker = 'unit = "worker"\nepsilon = 8.0\ndelta = 1e-5\nclip_norm = 1.0\nnoise_multiplier = 9.0'
+    file.write_text(
+        f'[model]\ninitial = "my_app:App"\n[mode]\n{mode}\n[stop]\nversions = 4\n[privacy]\n{worker}\n{privacy}\n'
+    )
+    found = simulate(str(file), "--workers", "10")
+    assert (found["versions"], found["virtual_s"] >= 2400) == (4, "deadline_s" in mode)
+    assert found["updates"] >= 16 if "async" in mode else 5 < found["updates"] < 35
+    assert without_this_computer(simulate(str(file), "--workers", "10")) == without_this_computer(found)
+
+
 def test_a_config_that_never_ends_needs_versions(tmp_path: Path) -> None:
     """Else the simulation would not end either."""
     file = tmp_path / "federation.toml"

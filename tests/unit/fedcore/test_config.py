@@ -541,6 +541,10 @@ SAMPLED: dict[str, Any] = {
 }  # fmt: skip
 
 
+def sampled_clip(clip: object, **privacy: object) -> dict[str, Any]:
+    return SAMPLED | {"privacy": {**SAMPLED["privacy"], "adaptive_clip": clip, **privacy}}
+
+
 class TestSampledPrivacy:
     """``[privacy] unit = "worker"`` in rounds: a secret coin decides who is asked, and nothing else may."""
 
@@ -599,6 +603,23 @@ class TestSampledPrivacy:
         ):
             with pytest.raises(ConfigError, match=r"mode\.kind is"):
                 config.Config(**msgspec.structs.asdict(wrong()))
+
+    def test_a_clip_norm_may_follow_the_updates(self) -> None:
+        """By the table that arrivals have, with D in the place of K; and z below twice its noise."""
+        found = config.parse(sampled_clip({"quantile": 0.9}))
+        assert isinstance(found.privacy, config.SampledPrivacy)
+        assert found.privacy.adaptive_clip == config.AdaptiveClip(quantile=0.9)
+        assert config.parse(config.to_toml(found), base_dir=found.base_dir) == found
+        assert config.parse(sampled_clip({}, noise_multiplier=0.99))
+        said = error(sampled_clip({}, noise_multiplier=1.0))
+        assert said.startswith(
+            "privacy.adaptive_clip.count_noise is 0.5, a 20th of the divisor 10; with the noise"
+        )
+        assert error(sampled_clip({}, clip_norm=1e13)).startswith(
+            "privacy.clip_norm is 1e+13; with [privacy.a"
+        )
+        refused = config.changes(config.parse(SAMPLED), found)[1]
+        assert [change.key for change in refused] == ["privacy.adaptive_clip"]
 
     @pytest.mark.parametrize("encoding", ["f16", "i8", "topk"])
     def test_any_encoding_is_clipped(self, encoding: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from fedmq.fedcore.errors import PrivacyError
 from fedmq.fedcore.privacy.accounting import gaussian_epsilon
 from fedmq.fedcore.privacy.adaptive import CLIP_MAX, CLIP_MIN, AdaptiveClipping, centred_count, count_key
 from fedmq.fedcore.privacy.mechanisms import NOISE_NONCE, WorkerLevel, frozen_digest
+from fedmq.fedcore.privacy.sampled_workers import SampledWorkers
 
 RULE = AdaptiveClipping(quantile=0.5, rate=0.2, count_noise=1.0)
 DELTA = 1e-5
@@ -98,11 +99,47 @@ def test_an_update_that_is_not_finite_is_not_counted() -> None:
     assert centred_count([0.0], 1.0) == 0.5  # one that holds zeros is short
 
 
+Make = Callable[..., WorkerLevel | SampledWorkers]
+
+
+def arrivals(clip_norm: float, z: float, rule: AdaptiveClipping | None = None) -> WorkerLevel:
+    return WorkerLevel(clip_norm, z, 20, rule)
+
+
+def coin(clip_norm: float, z: float, rule: AdaptiveClipping | None = None) -> SampledWorkers:
+    return SampledWorkers(clip_norm, z, 0.3, 20.0, rule)
+
+
+both_mechanisms = pytest.mark.parametrize("make", [arrivals, coin])
+
+
+@both_mechanisms
 @pytest.mark.parametrize("z", [2.0, 7.0])
-def test_a_count_that_costs_everything_is_refused(z: float) -> None:
+def test_a_count_that_costs_everything_is_refused(z: float, make: Make) -> None:
     """z ≥ 2 σ_b leaves nothing for the updates, however large their noise."""
     with pytest.raises(PrivacyError, match="below twice count_noise, which is 2"):
-        WorkerLevel(1.0, z, 20, RULE)
+        make(1.0, z, RULE)
+
+
+@pytest.mark.parametrize("q", [0.05, 0.5])
+def test_a_sample_of_both_sums_costs_what_one_release_of_the_joint_noise_costs(q: float) -> None:
+    """δ of the pair, of a worker that a coin took into both sums or into none, integrated over the plane."""
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
+    z = 1.2
+    charged = from_gaussian_mechanism(coin(1.0, z, RULE).spend.noise_multiplier, sampling_prob=q)
+    moved = (
+        1 / RULE.update_noise(z),
+        0.5 / RULE.count_noise,
+    )  # in units of the noise: N(0, I) without the worker
+    axis = np.linspace(-8, 8, 801)
+    x, y = np.meshgrid(axis, axis)
+    density = np.exp(-(x**2 + y**2) / 2) / (2 * math.pi) * (axis[1] - axis[0]) ** 2
+    ratio = 1 - q + q * np.exp(moved[0] * x + moved[1] * y - (moved[0] ** 2 + moved[1] ** 2) / 2)
+    for epsilon in (0.1, 0.5):
+        removed = float((density * np.maximum(ratio - math.exp(epsilon), 0)).sum())
+        added = float((density * np.maximum(1 - math.exp(epsilon) * ratio, 0)).sum())
+        assert max(removed, added) == pytest.approx(charged.get_delta_for_epsilon(epsilon), rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -114,22 +151,24 @@ def test_a_rule_out_of_range_does_not_exist(wrong: dict[str, float]) -> None:
         AdaptiveClipping(**{"quantile": 0.5, "rate": 0.2, "count_noise": 1.0} | wrong)
 
 
-def test_the_first_clip_norm_lies_in_the_range() -> None:
+@both_mechanisms
+def test_the_first_clip_norm_lies_in_the_range(make: Make) -> None:
     """Where it is constant it may be anything."""
     with pytest.raises(PrivacyError, match="clip_norm must be from 1e-12 to 1e"):
-        WorkerLevel(1e13, 1.0, 20, RULE)
-    assert WorkerLevel(1e13, 1.0, 20).clip_norm == 1e13
+        make(1e13, 1.0, RULE)
+    assert make(1e13, 1.0).clip_norm == 1e13
 
 
-def test_a_version_is_made_with_the_clip_norm_that_the_one_before_left() -> None:
+@both_mechanisms
+def test_a_version_is_made_with_the_clip_norm_that_the_one_before_left(make: Make) -> None:
     """σ = z_Δ C, the bound C; what is charged and the divisor do not move."""
-    workers = WorkerLevel(1.0, 1.2, 20, RULE)
+    workers = make(1.0, 1.2, RULE)
     used = workers.onto(3.0)
     assert (used.max_update_norm, used.sigma) == (3.0, RULE.update_noise(1.2) * 3.0)
-    assert (used.spend, used.denominator, used.first_clip_norm) == (workers.spend, 20.0, 3.0)
+    assert (used.spend, used.denominator, used.clip.left_by_first) == (workers.spend, 20.0, 3.0)
     assert RULE.update_noise(1.2) == pytest.approx((1.2**-2 - 2.0**-2) ** -0.5, rel=1e-14)
-    constant = WorkerLevel(1.0, 1.2, 20)
-    assert constant.onto(None) is constant
+    constant = make(1.0, 1.2)
+    assert constant.onto(None) == constant
     for mechanism, left in ((constant, 3.0), (workers, None)):
         with pytest.raises(PrivacyError, match="the version before left"):
             mechanism.onto(left)
