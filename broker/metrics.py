@@ -291,16 +291,19 @@ METRICS: tuple[Metric, ...] = (
         "fedmq_commit_recent_seconds",
         "The same, of the last 1024 commits.",
         quantile=("0.5", "0.99"),
+        of_sample=True,
     ),
     counter("fedmq_commit_rows_total", "Rows that were committed to the journal.", hidden=True),
     gauge(
-        "fedmq_commit_running_seconds", "How long the commit at work has taken so far; 0 when there is none."
+        "fedmq_commit_running_seconds",
+        "How long the commit at work has taken so far; 0 when there is none.",
+        of_sample=True,
     ),
-    gauge("fedmq_commits_waiting", "Commits that were promised and are not durable yet."),
-    gauge("fedmq_queue_jobs", "Jobs that wait for a thread of the broker.", thread=THREADS),
-    gauge("fedmq_inbox_events", "Events that wait for the I/O thread."),
+    gauge("fedmq_commits_waiting", "Commits that were promised and are not durable yet.", of_sample=True),
+    gauge("fedmq_queue_jobs", "Jobs that wait for a thread of the broker.", thread=THREADS, of_sample=True),
+    gauge("fedmq_inbox_events", "Events that wait for the I/O thread.", of_sample=True),
     gauge("fedmq_journal_bytes", "Size of the journal, with its write-ahead log.", of_sample=True),
-    gauge("fedmq_disk_free_bytes", "Room on the state folder's file system, for this user."),
+    gauge("fedmq_disk_free_bytes", "Room on the state folder's file system, for this user.", of_sample=True),
     # Privacy
     gauge(
         "fedmq_privacy_steps_spent",
@@ -312,16 +315,21 @@ METRICS: tuple[Metric, ...] = (
         "What the next version's updates are clipped to; absent without [privacy.adaptive_clip].",
     ),
     # The process
-    gauge("fedmq_loop_answer_seconds", "How long the I/O loop took to answer this scrape."),
+    gauge("fedmq_loop_answer_seconds", "How long the I/O loop took to answer this scrape.", of_sample=True),
     gauge("fedmq_uptime_seconds", "Seconds since this process started to serve."),
     gauge(
         "fedmq_process_resident_bytes",
         "Resident memory, mapped files included: the system can take those back.",
+        of_sample=True,
     ),
-    gauge("fedmq_process_anonymous_bytes", "Resident memory of the process's own."),
-    gauge("fedmq_process_open_fds", "Open file descriptors; each connection takes one."),
+    gauge("fedmq_process_anonymous_bytes", "Resident memory of the process's own.", of_sample=True),
+    gauge(
+        "fedmq_process_open_fds",
+        "Open file descriptors; each connection takes one, and each upload of some size.",
+        of_sample=True,
+    ),
     gauge("fedmq_process_max_fds", "The limit of open file descriptors."),
-    counter("fedmq_process_cpu_seconds_total", "Processor time, user and system."),
+    counter("fedmq_process_cpu_seconds_total", "Processor time, user and system.", of_sample=True),
 )
 
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}

@@ -10,9 +10,10 @@ from typing import Any, Final
 _ROUND: Final = ("asked", "have", "needed")
 _COUNTS: Final = ("malformed", "flooded")
 """Totals that say nothing of updates."""
-_TELLING: Final = ("bytes_up", "bytes_down", "commit_ms", "uploads")
+_TELLING: Final = ("bytes_up", "bytes_down", "commit_ms", "uploads", "rss_bytes", "rss_anon_bytes")
 _SAYS: Final[dict[str, tuple[str, ...]]] = {
     "buffer frozen": ("buffer",),
+    "protocol error": ("worker",),
     "task released": (),
     "update rejected": (),
     "update stale": (),

@@ -110,7 +110,7 @@ def _buffer(books: Books) -> dict[str, Any] | None:
         return None
     return {
         "number": books.buffer.number,
-        # Under privacy it is not shown who answered, nor how many.
+        # Under privacy it is not shown who answered. (How many is no secret but where a coin decides: `secrecy`.)
         "have": len(books.buffer.rows) if books.config.privacy is None else None,
         "of": _wanted(books),
         "frozen": len(books.frozen),

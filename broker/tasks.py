@@ -2,7 +2,8 @@
 
 An id is ``kind (1) | version (8) | boot (8) | counter (4) | MAC (16)``, 37 bytes. The MAC, keyed from
 the state folder, covers the federation, the worker, the base version *and its model digest*, the kind
-and the counter. So a restarted broker recognises work that it handed out before it died, a worker can
+and the counter. It counts one worker's tasks, so that nobody learns from ids how many others were asked.
+So a restarted broker recognises work that it handed out before it died, a worker can
 answer only its own tasks, and a broker restored from a backup refuses deltas against a model that it
 never had. `boot` is random per process, so that two lives of a broker never make the same id.
 """
@@ -50,14 +51,15 @@ class TaskIds:
         self._federation = federation
         self._key = key
         self._boot = boot
-        self._counter = 0
+        self._counters: dict[str, int] = {}  # of each worker
 
     def make(
         self, kind: Literal["fit", "evaluate", "init"], worker: str, version: int, digest: bytes
     ) -> TaskId:
         """A new id for one task of one worker against one version (`digest`: of that version's file)."""
-        head = _HEAD.pack(_CODES[kind], version, self._boot, self._counter)
-        self._counter += 1
+        counter = self._counters.get(worker, 0)
+        self._counters[worker] = counter + 1
+        head = _HEAD.pack(_CODES[kind], version, self._boot, counter)
         return TaskId(head + self._mac(head, worker, digest))
 
     @staticmethod

@@ -97,6 +97,7 @@ def _rounds(plan: "Plan", rate: float) -> Iterator[str]:
     yield ""
     yield "[mode]"
     yield 'kind = "sync"'
+    yield f"min_available = {plan.workers}  # with fewer there a round is paid for all the same, and learns less"
     yield "deadline_s = 600.0  # who has not answered by then counts as zero"
     yield ""
     yield "[stop]"

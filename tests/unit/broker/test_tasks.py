@@ -32,6 +32,15 @@ class TestMake:
         assert TaskIds.read(task) == Claim(kind, version)
         assert ids().check(task, worker, digest)
 
+    def test_a_workers_ids_do_not_tell_how_many_others_were_asked(self) -> None:
+        """They are the same whoever is asked in between: nobody may count a secret sample from its own."""
+        alone, among = ids(), ids()
+        mine = [alone.make("fit", "a", version, DIGEST) for version in range(3)]
+        for version in range(3):
+            assert among.make("fit", "a", version, DIGEST) == mine[version]
+            others = {among.make("fit", f"other {i}", version, DIGEST) for i in range(version + 2)}
+            assert len(others | set(mine)) == len(others) + 3
+
     def test_fits_the_wire(self) -> None:
         """37 bytes, as its module says, and a task id to any peer."""
         task = ids().make("fit", "ward-3", 7, DIGEST)
