@@ -240,7 +240,7 @@ def fold(job: FoldJob, versions: VersionStore, spool: Spool, *, tile: int = TILE
 
         def hand() -> Work:
             """What folds a tile, and then has its files written."""
-            mine = buffer.hand(threads)
+            mine = buffer.hand(threads, hands)
             delta, params, *state = (
                 np.empty(min(tile, layout.n), np.float32) for _ in range(2 + len(states))
             )

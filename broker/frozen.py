@@ -35,8 +35,8 @@ PIECE_VALUES: Final = 1 << 20
 """Decoded values in memory at a time, of all updates together."""
 
 TOGETHER: Final = 64
-"""Payloads that are mapped at a time. Each holds a descriptor; those of the first ones stay mapped, because to map
-32 payloads of 10 million values anew for each tile took a tenth of a fold."""
+"""Payloads that are mapped at a time, by all threads together, besides those that stay so. Each holds a descriptor; the
+first ones stay mapped, because to map 32 payloads of 10 million values anew for each tile took a tenth of a fold."""
 
 _SURPLUS: Final = 1.0 + 2.0**-32
 """A clipped update may be longer than the bound by roundings, and this is more than they are."""
@@ -75,6 +75,8 @@ class FrozenBuffer:
         self._spool = spool
         self._previous = previous
         self._threads = threads
+        self._hands = 1
+        """How many map payloads at the same time."""
         self._mixture: Mixture | None = None
         self._mixed: tuple[list[AcceptRow], list[float]] = [], []
         """What `_mixture` reads: asked for by each tile, and the same for all of them."""
@@ -90,10 +92,11 @@ class FrozenBuffer:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def hand(self, threads: int | None) -> Self:
-        """The same buffer for another thread: its sums are its own, and what is mapped is everybody's."""
+    def hand(self, threads: int | None, hands: int = 1) -> Self:
+        """The same buffer for one of several threads: its sums are its own, and what is mapped is everybody's."""
         mine = copy.copy(self)
         mine._threads = threads
+        mine._hands = hands
         mine._total, mine._total_of = None, (0, 0)
         return mine
 
@@ -199,11 +202,12 @@ class FrozenBuffer:
         truncate: bool = False,
     ) -> None:
         """Elements [start, stop) of rows, as many of them in a pass as may be mapped together."""
-        for first in range(0, len(rows), TOGETHER):
-            group = rows[first : first + TOGETHER]
+        most = max(TOGETHER // self._hands, 1)
+        for first in range(0, len(rows), most):
+            group = rows[first : first + most]
             total.add_all(
                 [self._part(row, start, stop) for row in group],
-                weights[first : first + TOGETHER],
+                weights[first : first + most],
                 [row.norm for row in group],
                 encoding=[row.encoding for row in group],
                 max_norm=max_norm,

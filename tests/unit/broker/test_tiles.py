@@ -83,3 +83,45 @@ def test_the_first_tile_that_fails_ends_it(hands: int, while_finishing: bool) ->
     with pytest.raises(ValueError, match="tile 5"):
         in_turns(TILES, hand_of(work), hands)
     assert finished == list(range(5))
+
+
+def test_the_process_need_not_wait_for_them() -> None:
+    """Whoever helps is a daemon: an interpreter that ends joins no other thread."""
+    helpers: list[bool] = []
+    both = threading.Barrier(2, timeout=LIMIT_S)
+
+    def work(tile: slice) -> Finish:
+        if tile.start < 2:
+            both.wait()
+        if threading.current_thread() is not caller:
+            helpers.append(threading.current_thread().daemon)
+        return lambda: None
+
+    caller = threading.current_thread()
+    in_turns(TILES, hand_of(work), 2)
+    assert set(helpers) == {True}
+
+
+def test_fewer_threads_than_asked_for_do_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may have none left: then the caller's is enough."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    finished: list[int] = []
+    in_turns(TILES, hand_of(lambda tile: lambda: finished.append(tile.start)), 4)
+    assert finished == list(range(12))
+
+
+def test_what_is_no_exception_ends_it_too() -> None:
+    """Ctrl-C in the caller: no thread waits for a turn that never comes."""
+
+    def work(tile: slice) -> Finish:
+        if tile.start == 3:
+            raise KeyboardInterrupt
+        return lambda: None
+
+    with pytest.raises(KeyboardInterrupt):
+        in_turns(TILES, hand_of(work), 3)
+    assert not [thread for thread in threading.enumerate() if thread.name == "fold"]
