@@ -147,7 +147,9 @@ class Outbox:
     def _write_file(self, entry: Entry, chunks: Iterable[bytes | memoryview]) -> Entry:
         state = xxhash.xxh3_128()
         size = 0
-        fd = os.open(self._file(entry.task), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # Never over a file that is there: its pieces may be mapped, and who reads what was cut off is killed.
+        self._file(entry.task).unlink(missing_ok=True)
+        fd = os.open(self._file(entry.task), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             for chunk in chunks:
                 view = memoryview(chunk)

@@ -129,7 +129,13 @@ def _choose() -> str:
         raise ConfigError(f"{_VARIABLE} must be native or python, or not be set; it is {wanted!r}")
     if wanted == "native" and _native is None:
         raise ConfigError(f"{_VARIABLE} is native, but the native kernels cannot be used: {_reason}")
-    return wanted or ("python" if _native is None else "native")
+    if _native is None or wanted == "python":
+        return "python"
+    try:
+        _native.info()  # reads FEDMQ_ISA and FEDMQ_NUM_THREADS: what is wrong with them is said now, not in a fold
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return "native"
 
 
 _bind(_choose())
