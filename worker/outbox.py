@@ -186,9 +186,15 @@ class Outbox:
 
 
 def _mapped(fd: int, offset: int, length: int) -> memoryview:
-    """Sent from where they lie in the page cache, bytes are not copied once more."""
+    """Sent from where they lie in the page cache, bytes are not copied once more.
+
+    A mapping keeps a descriptor of its own. Where none is left they are read: a result is not lost for that.
+    """
     if length == 0:  # which cannot be mapped
         return memoryview(b"")
     before = offset % mmap.ALLOCATIONGRANULARITY
-    view = memoryview(mmap.mmap(fd, before + length, access=mmap.ACCESS_READ, offset=offset - before))
+    try:
+        view = memoryview(mmap.mmap(fd, before + length, access=mmap.ACCESS_READ, offset=offset - before))
+    except OSError:
+        return memoryview(os.pread(fd, length, offset))
     return view[before:]

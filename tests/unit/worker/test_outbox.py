@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -227,6 +228,24 @@ def test_bytes_that_are_being_sent_outlive_their_result(tmp_path: Path) -> None:
     assert outbox.read(b"t", 7, 0) == b""
     outbox.delete(b"t")
     assert [bytes(view) for view in views] == [LARGE[o : o + 5000] for o in (0, 1, 4095, 4096, 10_001)]
+
+
+def test_bytes_are_read_where_no_descriptor_is_left_to_map_them(tmp_path: Path) -> None:
+    """One is free, for the file: a result is not given up for want of a second one."""
+    outbox = Outbox(tmp_path)
+    outbox.put(an_entry(), [LARGE])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            taken.extend(os.open(os.devnull, os.O_RDONLY) for _ in iter(int, 1))
+        os.close(taken.pop())
+        assert bytes(outbox.read(b"t", 4097, 5000)) == LARGE[4097:9097]
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_bytes_that_are_gone_are_a_clear_error(tmp_path: Path) -> None:
