@@ -34,7 +34,7 @@ def test_a_federation_ends_with_its_rounds_and_versions_can_be_made_again(tmp_pa
     """Killed in between: each round asked one sample, all are charged, nothing tells of whom, the clip norm goes on."""
     with Federation(tmp_path, TABLES) as f:
         f.start_broker()
-        f.start_workers(3)
+        f.start_workers(3, delay=0.2)  # so that it is not over before it is killed
         f.wait_for_version(1)
         f.stop_broker(signal.SIGKILL)
         f.start_broker()

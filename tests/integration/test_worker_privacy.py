@@ -42,7 +42,7 @@ def test_spending_survives_every_end_and_versions_can_be_made_again(tmp_path: Pa
     """
     with Federation(tmp_path, TABLES) as f:
         f.start_broker()
-        f.start_workers(4, delay=0.02)
+        f.start_workers(4, delay=0.2)  # so that it is not over before it is killed
         for after, number in ((1, signal.SIGKILL), (3, signal.SIGTERM), (5, signal.SIGKILL)):
             f.wait_for_version(after)
             f.stop_broker(number)
@@ -87,7 +87,7 @@ def test_with_keys_it_ends_when_nobody_has_budget_left(tmp_path: Path) -> None:
     with Keyed(tmp_path, merged(QUICK, {**TABLES, "privacy": privacy}, ends)) as f:
         f.start_broker()
         for name in ("a", "b"):
-            f.start_keyed(name)
+            f.start_keyed(name, delay=0.5)
         f.wait_for_version(1)
         f.stop_broker(signal.SIGKILL)
         f.start_broker()
