@@ -19,6 +19,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -333,7 +334,9 @@ class VersionWriter:
         for file in self._files.values():
             file.close()
         for target in self._paths.values():
-            _temporary(target).unlink(missing_ok=True)
+            # What cannot be removed now is at the next start; why the writing ended must not be lost over it.
+            with contextlib.suppress(OSError):
+                _temporary(target).unlink(missing_ok=True)
 
 
 def versions_in(folder: Path) -> tuple[int, ...]:

@@ -154,6 +154,19 @@ def test_space_that_was_taken_shows_in_no_byte(
     assert store.path(1).read_bytes() == FILE
 
 
+def test_why_the_writing_ended_is_not_lost_over_what_remains(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that has become read-only the unfinished file stays, until recovery."""
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(StateError, match="the disk"), store.writer(7):
+        raise StateError("the disk")
+
+
 def test_what_is_not_committed_leaves_nothing(store: VersionStore, tmp_path: Path) -> None:
     """A writer that ends early, by an error or by itself, leaves no file."""
     with store.writer(1, ("m",)) as writer:
