@@ -58,17 +58,20 @@ def lines(plan: "Plan") -> Iterator[str]:
 def tables(plan: "Plan", mode: str) -> Iterator[str]:
     """What to put into federation.toml; nothing for what the broker does not do."""
     everybody = mode == "sync" and plan.participation == "arrivals" and plan.most == plan.versions
-    if plan.participation == "poisson" or everybody:
-        yield from _rounds(plan, plan.sampling_rate or 1.0)
-        return
-    if plan.participation != "arrivals" or mode != "async":
+    in_rounds = plan.participation == "poisson" or everybody
+    if not in_rounds and (plan.participation != "arrivals" or mode != "async"):
         return
     yield "[model]"
     yield 'initial = "first.safetensors"  # or an app, "module:attribute"; not a worker\'s'
     yield ""
     yield "[mode]"
-    yield 'kind = "async"'
-    yield f"buffer = {plan.cohort:g}"
+    if in_rounds:
+        yield 'kind = "sync"'
+        yield f"min_available = {plan.workers}  # with fewer there a round is paid for all the same, and learns less"
+        yield "deadline_s = 600.0  # who has not answered by then counts as zero"
+    else:
+        yield 'kind = "async"'
+        yield f"buffer = {plan.cohort:g}"
     yield ""
     yield "[stop]"
     yield f"versions = {plan.versions}"
@@ -78,7 +81,12 @@ def tables(plan: "Plan", mode: str) -> Iterator[str]:
     yield f"epsilon = {plan.epsilon_budget!r}"
     yield f"delta = {plan.delta!r}"
     yield _clip_norm(plan)
-    yield f"max_participations = {plan.most}"
+    if in_rounds:
+        yield f"sampling_rate = {plan.sampling_rate or 1.0!r}"
+        yield f"steps = {plan.versions}"
+        yield f"divisor = {float(plan.cohort)!r}"
+    else:
+        yield f"max_participations = {plan.most}"
     yield f"noise_multiplier = {plan.noise_multiplier!r}"
     if plan.count_noise is not None:
         yield ""
@@ -89,32 +97,6 @@ def tables(plan: "Plan", mode: str) -> Iterator[str]:
         yield f"versions = {plan.versions}"
         yield f"min_separation = {plan.separation}"
         yield f"bandwidth = {plan.bandwidth}"
-
-
-def _rounds(plan: "Plan", rate: float) -> Iterator[str]:
-    yield "[model]"
-    yield 'initial = "first.safetensors"  # or an app, "module:attribute"; not a worker\'s'
-    yield ""
-    yield "[mode]"
-    yield 'kind = "sync"'
-    yield f"min_available = {plan.workers}  # with fewer there a round is paid for all the same, and learns less"
-    yield "deadline_s = 600.0  # who has not answered by then counts as zero"
-    yield ""
-    yield "[stop]"
-    yield f"versions = {plan.versions}"
-    yield ""
-    yield "[privacy]"
-    yield 'unit = "worker"'
-    yield f"epsilon = {plan.epsilon_budget!r}"
-    yield f"delta = {plan.delta!r}"
-    yield _clip_norm(plan)
-    yield f"sampling_rate = {rate!r}"
-    yield f"steps = {plan.versions}"
-    yield f"divisor = {float(plan.cohort)!r}"
-    yield f"noise_multiplier = {plan.noise_multiplier!r}"
-    if plan.count_noise is not None:
-        yield ""
-        yield "[privacy.adaptive_clip]"
 
 
 def _clip_norm(plan: "Plan") -> str:
