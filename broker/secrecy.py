@@ -2,7 +2,7 @@
 
 The accountant counts on nobody's knowing who was asked. So status, log and history show a round's number and its
 deadline, who is connected, and what a version is; not who works, what came in, or how much. The state folder itself
-holds all of it, and is the operator's. Of `/metrics` the same is left out (`metrics.Metric.sampled`).
+holds all of it, and is the operator's. Of `/metrics` the same is left out (`metrics.Metric.of_sample`).
 """
 
 from typing import Any, Final
