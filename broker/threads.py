@@ -25,7 +25,7 @@ from fedmq.fedcore.inbox import Inbox
 from fedmq.fedcore.privacy.correlated_level import CorrelatedWorkerLevel
 from fedmq.fedcore.privacy.mechanisms import Mechanism
 
-from .aggregator import fold, plan_fold
+from .aggregator import fold
 from .events import (
     Adopt,
     Adopted,
@@ -41,6 +41,7 @@ from .events import (
     UploadOpened,
     WritePart,
 )
+from .fold_job import plan_fold
 from .rows import Row, VersionInfo
 from .store.encoded_versions import encode_version
 from .store.journal import Journal

@@ -23,7 +23,8 @@ from fedmq.fedcore import config as configs
 from fedmq.fedcore.errors import StateError
 from fedmq.fedcore.privacy.correlated import MAX_BANDWIDTH
 
-from .aggregator import fold, plan_fold
+from .aggregator import fold
+from .fold_job import plan_fold
 from .mechanism import left_by_first, mechanism
 from .rows import AcceptRow, VersionInfo
 from .store.history import History

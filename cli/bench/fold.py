@@ -20,7 +20,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from fedmq.broker.aggregator import FoldJob, fold, plan_fold
+from fedmq.broker.aggregator import fold
+from fedmq.broker.fold_job import FoldJob, plan_fold
 from fedmq.broker.rows import AcceptRow, VersionInfo
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore

@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 import xxhash
 
-from fedmq.broker.aggregator import fold, plan_fold
+from fedmq.broker.aggregator import fold
 from fedmq.broker.events import Event, Fold, Folded
+from fedmq.broker.fold_job import plan_fold
 from fedmq.broker.rows import AcceptRow, VersionInfo
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from fedmq.broker import aggregator, events, peers, progress
+from fedmq.broker import events, fold_job, peers, progress
 from fedmq.broker.books import Books
 from fedmq.broker.intake import Intake
 from fedmq.broker.participations import WorkerLedger
@@ -173,7 +173,7 @@ def refold_with_new_noise(patch: pytest.MonkeyPatch) -> None:
         folded.add(frozen)
         return os.urandom(32) if again else noise_key(master_key, version=version, frozen=frozen)
 
-    patch.setattr(aggregator, "noise_key", fresh)
+    patch.setattr(fold_job, "noise_key", fresh)
 
 
 def ledger_misses_a_release(patch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from fedmq.broker import ledger
-from fedmq.broker.aggregator import FoldJob, fold, plan_fold
+from fedmq.broker.aggregator import fold
+from fedmq.broker.fold_job import FoldJob, plan_fold
 from fedmq.broker.rows import AcceptRow, FreezeRow, RoundRow, VersionInfo, VersionRow
 from fedmq.broker.sampled_promise import SampledPromise
 from fedmq.broker.snapshot import snapshot

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedmq.broker.aggregator import fold, plan_fold
+from fedmq.broker.aggregator import fold
+from fedmq.broker.fold_job import plan_fold
 from fedmq.fedcore import config
 from fedmq.fedcore.privacy.accounting import gaussian_epsilon
 from fedmq.fedcore.privacy.adaptive import AdaptiveClipping

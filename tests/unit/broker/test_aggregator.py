@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmq.broker import frozen
-from fedmq.broker.aggregator import FoldJob, fold, plan_fold
+from fedmq.broker.aggregator import fold
+from fedmq.broker.fold_job import FoldJob, plan_fold
 from fedmq.broker.rows import AcceptRow, VersionInfo
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore, VersionWriter
@@ -452,7 +453,8 @@ PROGRAM = """
 import json, re, sys, threading
 from pathlib import Path
 import numpy as np
-from fedmq.broker.aggregator import fold, plan_fold
+from fedmq.broker.aggregator import fold
+from fedmq.broker.fold_job import plan_fold
 from fedmq.broker.rows import AcceptRow, VersionInfo
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore

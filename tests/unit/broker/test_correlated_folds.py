@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedmq.broker.aggregator import FoldJob, fold, plan_fold
+from fedmq.broker.aggregator import fold
 from fedmq.broker.events import Fold, Folded
+from fedmq.broker.fold_job import FoldJob, plan_fold
 from fedmq.broker.rows import AcceptRow, FreezeRow, VersionInfo, VersionRow
 from fedmq.broker.store.journal import Journal
 from fedmq.broker.store.spool import Spool

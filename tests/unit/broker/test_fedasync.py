@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmq.broker.aggregator import fold, plan_fold
+from fedmq.broker.aggregator import fold
+from fedmq.broker.fold_job import plan_fold
 from fedmq.broker.opening import open_storage
 from fedmq.broker.rows import AcceptRow, FreezeRow, VersionInfo, VersionRow
 from fedmq.broker.store.backup import backup

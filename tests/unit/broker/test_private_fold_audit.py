@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from fedmq.broker.aggregator import fold, plan_fold
+from fedmq.broker.aggregator import fold
+from fedmq.broker.fold_job import plan_fold
 from fedmq.broker.rows import AcceptRow, VersionInfo
 from fedmq.broker.store.spool import Spool
 from fedmq.broker.store.versions import VersionStore

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmq.broker import frozen
-from fedmq.broker.aggregator import PREVIOUS, FoldJob, fold
+from fedmq.broker.aggregator import PREVIOUS, fold
+from fedmq.broker.fold_job import FoldJob
 from fedmq.broker.frozen import SEGMENT, FrozenBuffer
 from fedmq.broker.rows import AcceptRow
 from fedmq.broker.store.versions import VersionStore
