@@ -9,7 +9,6 @@ import click
 
 from ..json_file import json_option, write_json
 from ..logs import log_options
-from ..status_view import size
 from .kernels.command import kernels
 from .privacy.command import privacy
 from .strategies.command import strategies
@@ -358,6 +357,8 @@ def _document(measured: "Measured") -> dict[str, Any]:
 def _write(
     document: dict[str, Any], found: "list[Measured]", peer: "FlowerMeasured | None", json_file: Path | None
 ) -> None:
+    from .federation import lines, peer_lines
+
     if write_json(document, json_file):
         return
     crowd = f"{document['workers']} worker{'' if document['workers'] == 1 else 's'}"
@@ -369,33 +370,3 @@ def _write(
     if peer is not None:
         click.echo()
         click.echo("\n".join(peer_lines(peer, found)))
-
-
-def peer_lines(peer: "FlowerMeasured", found: "list[Measured]") -> "list[str]":
-    """What Flower took, and how many times as many updates fedmq moved in the same run."""
-    ratios = (f"{m.updates_per_s / peer.updates_per_s:.1f} x with {m.durability}" for m in found)
-    return [
-        f"Flower {peer.version}, gRPC stream",
-        f"round       {peer.round_ms_median:.2f} ms median, of {peer.rounds}",
-        f"updates     {peer.updates_per_s:.1f}/s; fedmq moves {', '.join(ratios)}",
-    ]
-
-
-def lines(measured: "Measured") -> list[str]:
-    """What was measured, for people."""
-    peak = measured.rss_anon_peak
-    facts = [
-        ("durability", measured.durability),
-        (
-            "round",
-            f"{measured.round_ms_median:.2f} ms median, {measured.round_ms_p99:.2f} ms p99, of {measured.rounds}",
-        ),
-        ("updates", f"{measured.updates_per_s:.1f}/s"),
-        ("up, down", f"{size(measured.bytes_up_per_s)}/s, {size(measured.bytes_down_per_s)}/s"),
-        ("memory", "unknown here" if peak is None else f"{size(peak)} RssAnon of the broker at its peak"),
-        ("fsync", f"{measured.fsync_ms:.2f} ms median, for 4 KiB in the same folder"),
-    ]
-    if measured.bar_ms is not None:
-        verdict = "within" if measured.within_bar else "ABOVE"
-        facts.append(("bar", f"{verdict} {measured.bar_ms:.2f} ms for the median round"))
-    return [f"{name:<11} {text}" for name, text in facts]

@@ -26,9 +26,13 @@ from fedmq.broker.store.history import History
 
 from ..processes import LocalFederation, Status
 from ..progress import Moment, Show, View
-from ..status_view import crowd
+from ..status_view import crowd, size
+from .flower import FlowerMeasured
 
-__all__ = ["Measured", "Setting", "bar_ms", "default_rounds", "fsync_latency_ms", "measure", "summarise"]
+__all__ = [
+    "Measured", "Setting", "bar_ms", "default_rounds", "fsync_latency_ms", "lines", "measure", "peer_lines",
+    "summarise",
+]  # fmt: skip
 
 APP: Final = "fedmq.cli.bench.app:app"
 BAR_MS: Final = 5.0
@@ -271,3 +275,33 @@ def rss_anon(status: Path) -> int | None:
         return None
     found = [line.split()[1] for line in lines if line.startswith("RssAnon:")]
     return 1024 * int(found[0]) if found else None
+
+
+def peer_lines(peer: FlowerMeasured, found: list[Measured]) -> list[str]:
+    """What Flower took, and how many times as many updates fedmq moved in the same run."""
+    ratios = (f"{m.updates_per_s / peer.updates_per_s:.1f} x with {m.durability}" for m in found)
+    return [
+        f"Flower {peer.version}, gRPC stream, f32 up and down",
+        f"round       {peer.round_ms_median:.2f} ms median, of {peer.rounds}",
+        f"updates     {peer.updates_per_s:.1f}/s; fedmq moves {', '.join(ratios)}",
+    ]
+
+
+def lines(measured: Measured) -> list[str]:
+    """What was measured, for people."""
+    peak = measured.rss_anon_peak
+    facts = [
+        ("durability", measured.durability),
+        (
+            "round",
+            f"{measured.round_ms_median:.2f} ms median, {measured.round_ms_p99:.2f} ms p99, of {measured.rounds}",
+        ),
+        ("updates", f"{measured.updates_per_s:.1f}/s"),
+        ("up, down", f"{size(measured.bytes_up_per_s)}/s, {size(measured.bytes_down_per_s)}/s"),
+        ("memory", "unknown here" if peak is None else f"{size(peak)} RssAnon of the broker at its peak"),
+        ("fsync", f"{measured.fsync_ms:.2f} ms median, for 4 KiB in the same folder"),
+    ]
+    if measured.bar_ms is not None:
+        verdict = "within" if measured.within_bar else "ABOVE"
+        facts.append(("bar", f"{verdict} {measured.bar_ms:.2f} ms for the median round"))
+    return [f"{name:<11} {text}" for name, text in facts]

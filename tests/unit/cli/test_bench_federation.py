@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmq.cli.bench import command
 from fedmq.cli.bench.app import app
 from fedmq.cli.bench.federation import (
     Setting,
     bar_ms,
     default_rounds,
     fsync_latency_ms,
+    lines,
     rss_anon,
     summarise,
 )
@@ -79,7 +79,7 @@ def test_figures_for_people() -> None:
         SMALL, history(*made), {"bytes_up": 0, "bytes_down": 0}, fsync_ms=0.25, rss_anon_peak=None
     )
     assert found.within_bar is False
-    shown = command.lines(found)
+    shown = lines(found)
     assert shown[1] == "round       10.00 ms median, 10.00 ms p99, of 10"
     assert "memory      unknown here" in shown
     assert shown[-1] == "bar         ABOVE 5.00 ms for the median round"
