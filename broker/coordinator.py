@@ -34,6 +34,7 @@ from fedmq.fedcore.privacy.sampled_workers import Coin
 
 from . import status
 from .books import Books
+from .evaluating import Evaluating
 from .events import (
     Action,
     Adopted,
@@ -119,7 +120,8 @@ class Coordinator:
         self._operators = Operators(self._books, self._peers)
         self._handout = Handout(self._books)
         self._intake = Intake(self._books)
-        self._progress = Progress(self._books)
+        self._evaluating = Evaluating(self._books)
+        self._progress = Progress(self._books, self._evaluating)
         self._tick_s = min(TICK_S, config.network.beat_s / 2)
 
     def start(self, now: float) -> list[Action]:
@@ -183,7 +185,7 @@ class Coordinator:
             case RoundDurable():
                 self._progress.round_durable(event.buffer)
             case Evaluated():
-                self._progress.evaluated(event)
+                self._evaluating.evaluated(event)
             case Control():
                 self._operators.command(event, now)
             case Drain():

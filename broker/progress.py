@@ -1,4 +1,4 @@
-"""Buffers becoming versions, versions being measured, and the end. Pure.
+"""Buffers becoming versions, and the end. Pure.
 
 `advance` looks at the books after every event and does what has become due: freeze a complete buffer, fold
 the oldest frozen one, open a round or extend it, close an evaluation, stop. Nothing in it depends on *which*
@@ -6,19 +6,16 @@ event came, so that a restart, which has no events to remember, goes on the same
 """
 
 import itertools
-import math
 
 from fedmq.fedcore import wire
 
 from .books import Books
-from .evaluations import Evaluation, combine
+from .evaluating import Evaluating
 from .events import (
     Action,
     Collect,
     Commit,
     Discard,
-    Evaluate,
-    Evaluated,
     Exit,
     Fold,
     Folded,
@@ -34,7 +31,6 @@ from .rows import (
     FinishRow,
     FreezeRow,
     LeftOutRow,
-    MetricsRow,
     RoundRow,
     VersionInfo,
     VersionRow,
@@ -46,21 +42,18 @@ KNOWN_SLACK = 1
 class Progress:
     """Moves the books forward."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, evaluating: Evaluating) -> None:
         self._books = books
+        self._evaluating = evaluating
         self._exhaustion = Exhaustion(books)
 
     def recovered(self, evaluations: tuple[EvaluationRow, ...], now: float) -> None:
-        """After a start: close the evaluation that the last life left open, with what it had."""
+        """After a start: go on with the evaluations that the last life left open, and with the current version."""
         books = self._books
-        federated = books.latest.get("federated")
-        if evaluations and (federated is None or federated.version < books.version):
-            row = combine(books.version, list(evaluations))
-            if row is not None:
-                self._measured(row)
+        self._evaluating.recovered(evaluations)
         if books.current is not None:
             books.emit(*books.downlink.request(books.version))
-            self._begin_evaluation(now)
+            self._evaluating.begin(now)
 
     def advance(self, now: float) -> None:
         """Do what has become due."""
@@ -68,7 +61,7 @@ class Progress:
         if books.exited:
             return
         if books.current is not None and not books.draining and books.finished is None:
-            self._end_evaluation(now)
+            self._evaluating.end(now)
             self._check_stop(now)
             if isinstance(books.plan, SyncPlan):
                 self._round(books.plan, now)
@@ -131,7 +124,7 @@ class Progress:
             if books.ledger is not None:
                 books.ledger.charge(made)
         self._forget()
-        self._begin_evaluation(now)
+        self._evaluating.begin(now)
         self._collect()
 
     def round_durable(self, buffer: int) -> None:
@@ -141,21 +134,6 @@ class Progress:
         if current is not None and current.row.buffer == buffer:
             current.durable = True
             books.look_at_those(current.row.cohort)
-
-    def evaluated(self, event: Evaluated) -> None:
-        """The broker-side evaluation of a version ended."""
-        books = self._books
-        books.measuring = None
-        if event.metrics is None:
-            books.note("error", "broker-side evaluation failed", version=event.version, reason=event.reason)
-        else:
-            self._measured(
-                MetricsRow(
-                    version=event.version, source="broker", metrics=event.metrics, examples=event.examples
-                )
-            )
-        if event.version < books.version and not books.draining:
-            self._begin_measuring()  # versions were made meanwhile: the newest of them
 
     def _freeze(self, reason: str, left_out: list[LeftOutRow], now: float) -> None:
         books = self._books
@@ -277,67 +255,6 @@ class Progress:
     def _candidates(self, now: float) -> list[str]:
         plan = self._books.plan
         return plan.candidates(self._books.workers, now) if isinstance(plan, SyncPlan) else []
-
-    def _begin_measuring(self) -> None:
-        """Let the app beside the broker measure the current version, if it is its turn and the app is idle."""
-        books = self._books
-        if books.config.evaluate.app and books.measuring is None and self._is_due("broker"):
-            books.measuring = books.version
-            books.emit(Evaluate(books.version))
-
-    def _is_due(self, source: str) -> bool:
-        """Whether the current version is to be measured, and was not."""
-        books = self._books
-        every = books.config.evaluate.every
-        known = books.latest.get(source)
-        return bool(every) and not books.version % every and (known is None or known.version < books.version)
-
-    def _begin_evaluation(self, now: float) -> None:
-        """Measure the current version, if it is its turn."""
-        books = self._books
-        settings = books.config.evaluate
-        version = books.version
-        self._begin_measuring()
-        if settings.fraction and books.config.privacy is None and self._is_due("federated"):
-            self._close_evaluation()
-            able = sorted(
-                w.id for w, s in books.workers.sessions() if "evaluate" in s.kinds and w.will_take()
-            )
-            count = math.ceil(settings.fraction * len(able))
-            # Version by version another part of them, the same in every run.
-            start = version * count % max(len(able), 1)
-            chosen = (able + able)[start : start + count]
-            if chosen:
-                books.evaluation = Evaluation(version, chosen, now + settings.deadline_s)
-                books.look_at_those(chosen)
-
-    def _end_evaluation(self, now: float) -> None:
-        books = self._books
-        evaluation = books.evaluation
-        if evaluation is None:
-            return
-        if books.stopping is not None:  # nobody is waited for who takes no task
-            for worker_id in list(evaluation.todo):
-                worker = books.workers.get(worker_id)
-                if not books.handing_out or worker is None or not worker.will_take():
-                    evaluation.drop(worker_id)
-        if evaluation.done(now):
-            self._close_evaluation()
-
-    def _close_evaluation(self) -> None:
-        books = self._books
-        evaluation, books.evaluation = books.evaluation, None
-        if evaluation is not None:
-            row = combine(evaluation.version, list(evaluation.rows.values()))
-            if row is not None:
-                self._measured(row)
-
-    def _measured(self, row: MetricsRow) -> None:
-        books = self._books
-        books.remember(row)
-        books.commit(row)
-        shown = {name: round(value, 6) for name, value in row.metrics.items()}
-        books.note("info", "version measured", version=row.version, source=row.source, **shown)
 
     def _check_stop(self, now: float) -> None:
         books = self._books
