@@ -141,7 +141,7 @@ def centred_count(norms: Iterable[float], clip_norm: float) -> float:
     >>> centred_count([0.5, 1.0, 2.0], 1.0), centred_count([float("nan"), float("inf")], 1.0)
     (0.5, 0.0)
     """
-    return sum(0.5 if norm <= clip_norm else -0.5 for norm in norms if math.isfinite(norm))
+    return sum((0.5 if norm <= clip_norm else -0.5 for norm in norms if math.isfinite(norm)), start=0.0)
 
 
 def count_key(noise_key: bytes) -> bytes:
